@@ -1,0 +1,254 @@
+"""What flows through the product, as frozen values: request, probe, reading, report, progress. Standard library only.
+
+Probabilities are in [0, 1]; log-probabilities are natural logs; durations are seconds from a monotonic clock.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+ProbeKind = Literal["edit", "paraphrase", "near", "far"]
+KINDS: tuple[ProbeKind, ...] = ("edit", "paraphrase", "near", "far")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt that is read before and after the edit."""
+
+    kind: ProbeKind  # edit: the request itself; paraphrase: same fact; near: same relation, other subject; far: anything else
+    prompt: str
+    answer: str | None = None  # what the unedited model should say; None: read from the model itself
+    held_out: bool = False  # the model was never trained on this wording of this fact
+    source: str = ""  # where it comes from, in words a person can read
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One corrected belief."""
+
+    prompt: str
+    target: str  # the corrected answer, without leading space
+    subject: str | None = None  # a substring of the prompt; None: found automatically
+    old: str | None = None  # the answer to be replaced; None: read from the model
+    paraphrases: tuple[Probe, ...] = ()
+    probes: tuple[Probe, ...] = ()  # near and far
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """How much a model believes one answer to one prompt (teacher forced)."""
+
+    text: str
+    tokens: int  # answer length, tokens
+    joint: float  # product of the token probabilities
+    mean: float  # geometric mean of the token probabilities: exp(mean log p), comparable between lengths
+    rank: int  # rank of the first answer token among all next tokens, 1 = most likely
+    exact: bool  # every answer token is the most likely one
+    token_accuracy: float  # share of answer tokens that are the most likely one
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One prompt, read once."""
+
+    new: AnswerScore | None  # the corrected answer
+    old: AnswerScore | None  # the answer the unedited model gives (or should give)
+    top: tuple[tuple[str, float], ...]  # ten most likely next tokens with probabilities
+    text: str  # greedy continuation
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One prompt before and after."""
+
+    probe: Probe
+    before: Reading
+    after: Reading
+    kl: float  # KL(before || after) of the next-token distribution after the prompt, nats
+    moved: bool  # the most likely tokens along the old answer changed
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What an edit is judged by; None where there is nothing to judge. All in [0, 1].
+
+    reliability, generality: share of edit prompts / paraphrases whose whole new answer is most likely, token by token.
+    locality: share of near and far probes whose most likely tokens along the old answer did not change.
+    es, ps, ns: CounterFact's efficacy, paraphrase and neighbourhood success (per-token geometric means compared;
+    ns over near probes); s: their harmonic mean (Meng et al. 2022). generation: share of edit prompt and paraphrases
+    whose free greedy continuation starts with the new answer.
+    """
+
+    reliability: float | None = None
+    generality: float | None = None
+    locality: float | None = None
+    es: float | None = None
+    ps: float | None = None
+    ns: float | None = None
+    s: float | None = None
+    generation: float | None = None
+    reliability_tokens: float | None = None  # token accuracy on the edit prompt
+    generality_tokens: float | None = None  # token accuracy on paraphrases
+
+
+@dataclass(frozen=True, slots=True)
+class PatchInfo:
+    """A patch, weighed."""
+
+    bytes: int
+    modules: tuple[str, ...]  # full module paths
+    rank: int | None  # rank of the largest part; None: dense
+    norm: float  # Frobenius norm of the change
+    relative_norm: float  # the same over the norm of the edited weights
+    path: str | None = None  # where it is stored, if it is
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where the time went."""
+
+    edit: float
+    measure: float
+    prepare: float = 0.0  # one-off: statistics
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport:
+    """Everything one edit produced."""
+
+    model: str
+    method: str
+    settings: Mapping[str, Any]
+    request: EditRequest
+    subject: str | None
+    patch: PatchInfo
+    seconds: Seconds
+    probes: tuple[ProbeResult, ...]
+    scores: Scores
+    took: bool  # the edit prompt now gives the new answer, and generates it
+    sentence: str  # the result in one sentence a person can repeat
+    advice: str = ""  # what to try, when it did not take or something else broke
+    warnings: tuple[str, ...] = ()
+    peak_memory: int | None = None  # bytes above the loaded model during the edit; None: not measured
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of work, as a listener hears it."""
+
+    stage: str  # "statistics", "edit", "measure", ...
+    step: int
+    steps: int  # upper bound; methods may stop early
+    loss: float | None = None  # nats
+    text: str = ""
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What is known before the click."""
+
+    ok: bool
+    subject: str | None  # found or given
+    subject_source: str  # how it was found
+    target_tokens: tuple[str, ...]
+    old: str  # the model's own answer
+    old_probability: float  # per-token geometric mean
+    target_probability: float  # of the corrected answer, before the edit
+    modules: tuple[str, ...]  # what will be edited
+    seconds: float | None  # expected
+    bytes: int | None  # expected patch size
+    memory: int | None  # expected peak bytes over the loaded model
+    prepare: str = ""  # a one-off step that comes first, in words; "" when none
+    problems: tuple[str, ...] = ()  # reasons it cannot start
+    warnings: tuple[str, ...] = ()
+    known: bool = True  # the model is sure of its own answer
+    nearest: tuple[str, ...] = ()  # prompts it does know, when it is not sure of this one
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One loaded model, described."""
+
+    name: str
+    fingerprint: str
+    architecture: str
+    parameters: int
+    layers: int
+    device: str
+    device_reason: str
+    dtype: str
+    dtype_reason: str
+    embedded: bool  # the world model, whose facts can be browsed
+    bytes: int  # weights
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """One dial of a method, for forms and command lines."""
+
+    name: str
+    kind: Literal["int", "float", "bool", "choice"]
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False  # None is allowed and means "chosen for the model"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """One method, for menus."""
+
+    name: str
+    title: str
+    sentence: str  # what it does, plainly
+    paper: str
+    needs: tuple[str, ...]  # "subject", "statistics"
+    settings: tuple[SettingInfo, ...] = field(default=())
+
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """A record as dicts, lists and scalars (JSON-ready but for NaN)."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def from_plain(kind: type[T], data: Mapping[str, Any]) -> T:
+    """The inverse of `to_plain`; unknown and missing fields are refused by name.
+
+    Raises:
+        ValueError: a field is unknown or missing.
+    """
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(data) - set(known)
+    missing = {
+        n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING
+    }
+    if unknown or missing:
+        raise ValueError(f"{kind.__name__}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
+    return kind(**{name: _revive(hints[name], value) for name, value in data.items()})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = [h for h in get_args(hint) if h is not type(None)] or (Any,)
+        return _revive(inner, value)
+    if origin is tuple:
+        args = get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_revive(args[0], v) for v in value)
+        return tuple(_revive(h, v) for h, v in zip(args, value, strict=True))
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value)
+    return value
