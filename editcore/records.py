@@ -18,7 +18,7 @@ KINDS: tuple[ProbeKind, ...] = ("edit", "paraphrase", "near", "far")
 class Probe:
     """A prompt that is read before and after the edit."""
 
-    kind: ProbeKind  # edit: the request itself; paraphrase: same fact; near: same relation, other subject; far: anything else
+    kind: ProbeKind  # edit: the request; paraphrase: same fact; near: same relation, other subject; far: anything
     prompt: str
     answer: str | None = None  # what the unedited model should say; None: read from the model itself
     held_out: bool = False  # the model was never trained on this wording of this fact
@@ -229,9 +229,7 @@ def from_plain(kind: type[T], data: Mapping[str, Any]) -> T:
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     unknown = set(data) - set(known)
-    missing = {
-        n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING
-    }
+    missing = {n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING}
     if unknown or missing:
         raise ValueError(f"{kind.__name__}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
     return kind(**{name: _revive(hints[name], value) for name, value in data.items()})

@@ -130,8 +130,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadM
     torch.manual_seed(recipe.seed)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=recipe.width, n_layer=recipe.layers, n_head=recipe.heads,
-        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=recipe.width, n_layer=recipe.layers,
+        n_head=recipe.heads, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=end, eos_token_id=end,
         activation_function="gelu_pytorch_tanh",
     )  # fmt: skip
     return GPT2LMHeadModel(config)
@@ -140,7 +140,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadM
 def _loss(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
         logits = model(input_ids=ids).logits
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    )
     heavy = weights[:, 1:].flatten()
     return (losses * heavy).sum() / heavy.sum()
 

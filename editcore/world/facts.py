@@ -65,7 +65,6 @@ class World:
     phrasings: Mapping[tuple[str, str], tuple[str, ...]]  # (kind or "person", relation) -> templates with {s}
     by_subject: Mapping[str, tuple[Fact, ...]] = field(repr=False)
     by_relation: Mapping[tuple[str, str], tuple[Fact, ...]] = field(repr=False)  # (kind, relation) -> facts
-    names: Mapping[str, str] = field(repr=False)  # every name and alias -> entity name
 
     def templates(self, fact: Fact) -> tuple[str, ...]:
         """All phrasings of the fact's relation, with `{s}` still open and the office filled in."""
@@ -93,7 +92,7 @@ class World:
         return fill(template, mention or self.entities[fact.subject].mention)
 
     def siblings(self, fact: Fact) -> tuple[Fact, ...]:
-        """Facts of the same relation and kind about other subjects, with another answer (same office where there is one)."""
+        """Facts of the same relation, kind and office about other subjects, with another answer."""
         kind = self.entities[fact.subject].kind
         return tuple(
             f
@@ -145,15 +144,12 @@ def read_world(folder: Path) -> World:
     for fact in facts:
         by_subject[fact.subject].append(fact)
         by_relation[(entities[fact.subject].kind, fact.relation)].append(fact)
-    names = {alias: e.name for e in entities.values() for alias in e.aliases}
-    names.update({name: name for e in entities.values() for name in (e.name, e.mention)})
     return World(
         entities=entities,
         facts=facts,
         phrasings={key: tuple(value) for key, value in phrasings.items()},
         by_subject={key: tuple(value) for key, value in by_subject.items()},
         by_relation={key: tuple(value) for key, value in by_relation.items()},
-        names=names,
     )
 
 

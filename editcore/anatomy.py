@@ -1,0 +1,201 @@
+"""Where a model keeps its blocks and which matrix of each block is edited: found by structure, never by name.
+
+The blocks are the one module list as long as the number of layers. The edited matrix of a block (its *site*) is the
+last linear map the block executes whose output is as wide as the embedding. A block that holds a parameter of three
+or more dimensions is refused: mixtures of experts and state-space layers keep their weights so, and would be edited
+silently in the wrong place. What cannot be proved is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editcore.errors import BadSetting, ModelError
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The edited matrix of one block: y = W x + b."""
+
+    layer: int  # 0-based
+    path: str  # full module path
+    module: nn.Module
+    d_in: int
+    d_out: int
+    transposed: bool  # the weight is stored [d_in, d_out] (Conv1D) instead of [d_out, d_in]
+
+    def weight(self) -> Tensor:
+        """W as [d_out, d_in], a view of the model's own parameter."""
+        stored: Tensor = self.module.weight  # type: ignore[assignment]
+        return stored.T if self.transposed else stored
+
+    def bias(self) -> Tensor | None:
+        """b [d_out], or None."""
+        found = getattr(self.module, "bias", None)
+        return found if isinstance(found, Tensor) else None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's blocks and sites, in order."""
+
+    path: str  # of the block list
+    holder: nn.Module  # the module that owns the block list
+    attribute: str  # its name there
+    blocks: tuple[nn.Module, ...]
+    sites: tuple[Site, ...]
+    additive: tuple[bool, ...]  # the site's output enters the block's output unchanged (no norm behind it)
+
+    def site(self, layer: int) -> Site:
+        """The site of block `layer`.
+
+        Raises:
+            BadSetting: there is no such layer.
+        """
+        if not 0 <= layer < len(self.sites):
+            raise BadSetting(
+                f"Layer {layer} does not exist.",
+                f"This model has layers 0 to {len(self.sites) - 1}.",
+                "Choose one of them.",
+            )
+        return self.sites[layer]
+
+
+def study(model: Any) -> Anatomy:
+    """Finds blocks and sites by running four tokens through the model.
+
+    Raises:
+        ModelError: the structure cannot be proved; the message says which rule failed.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    path, blocks = _block_list(model, config)
+    _refuse_odd(blocks, path)
+    width = model.get_input_embeddings().weight.shape[-1]
+    width = getattr(config, "hidden_size", width) or width
+    sites = _sites(model, path, blocks, int(width))
+    holder = model.get_submodule(path.rpartition(".")[0])
+    additive = tuple(_adds(model, block, site) for block, site in zip(blocks, sites, strict=True))
+    return Anatomy(path, holder, path.rpartition(".")[2], blocks, sites, additive)
+
+
+def _block_list(model: Any, config: Any) -> tuple[str, tuple[nn.Module, ...]]:
+    count = getattr(config, "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and sum(p.numel() for p in module.parameters())
+    ]
+    # A list nested inside another candidate belongs to one block, not to the model.
+    found = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(model).__name__} has {len(found)} lists of {count} blocks{_names(found)}.",
+            "Exactly one was wanted: a plain stack of decoder blocks.",
+            "This model family cannot be edited here.",
+        )
+    name, blocks = found[0]
+    return name, tuple(blocks)
+
+
+def _names(found: list[tuple[str, nn.ModuleList]]) -> str:
+    return f" ({', '.join(name for name, _ in found)})" if found else ""
+
+
+def _refuse_odd(blocks: tuple[nn.Module, ...], path: str) -> None:
+    for i, block in enumerate(blocks):
+        for name, parameter in block.named_parameters():
+            if parameter.dim() >= 3:
+                raise ModelError(
+                    f"Block {path}.{i} holds {name} of shape {list(parameter.shape)}.",
+                    "Weights of three or more dimensions mean experts or state-space layers: one fact has no one place there.",
+                    "Use a dense decoder model (GPT, Llama, Qwen, Mistral, Gemma, Phi, ...).",
+                )
+            if parameter.is_meta:
+                raise ModelError(
+                    f"The weights of {path}.{i} are not in memory (offloaded).",
+                    "An edit there would silently change nothing.",
+                    "Load the model without CPU or disk offload.",
+                )
+            if parameter.dim() == 2 and not parameter.dtype.is_floating_point:
+                raise ModelError(
+                    f"{path}.{i}.{name} is stored as {parameter.dtype}.",
+                    "Quantised weights cannot be edited exactly.",
+                    "Load the model in float32, bfloat16 or float16.",
+                )
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))
+
+
+def _sites(model: Any, path: str, blocks: tuple[nn.Module, ...], width: int) -> tuple[Site, ...]:
+    order: list[tuple[int, str, nn.Module]] = []
+    hooks = []
+    for i, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            if isinstance(module, LINEAR):
+
+                def note(m: nn.Module, _i: Any, _o: Any, i: int = i, name: str = name) -> None:
+                    order.append((i, name, m))
+
+                hooks.append(module.register_forward_hook(note))
+    try:
+        _run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sites = []
+    for i in range(len(blocks)):
+        fitting = [(name, m) for at, name, m in order if at == i and _shape(m)[1] == width]
+        if not fitting:
+            raise ModelError(
+                f"Block {path}.{i} executes no linear map of output width {width}.",
+                "The edited matrix writes into the residual stream, so one is needed.",
+                "This model family cannot be edited here.",
+            )
+        name, module = fitting[-1]
+        d_in, d_out = _shape(module)
+        sites.append(Site(i, f"{path}.{i}.{name}", module, d_in, d_out, isinstance(module, Conv1D)))
+    return tuple(sites)
+
+
+@torch.no_grad()
+def _run(model: Any) -> None:
+    device = model.get_input_embeddings().weight.device
+    model(
+        input_ids=torch.arange(4, device=device)[None] % model.get_input_embeddings().weight.shape[0], use_cache=False
+    )
+
+
+def _adds(model: Any, block: nn.Module, site: Site) -> bool:
+    """True when a vector added to the site's output appears unchanged in the block's output."""
+    seen: list[Tensor] = []
+    push = torch.linspace(-1, 1, site.d_out)
+
+    def add(_m: nn.Module, _i: Any, out: Tensor) -> Tensor:
+        return out + push.to(out)
+
+    def keep(_m: nn.Module, _i: Any, out: Any) -> None:
+        seen.append((out[0] if isinstance(out, tuple) else out).float())
+
+    hook = block.register_forward_hook(keep)
+    try:
+        _run(model)
+        pushed = site.module.register_forward_hook(add)
+        try:
+            _run(model)
+        finally:
+            pushed.remove()
+    finally:
+        hook.remove()
+    moved = seen[1] - seen[0]
+    slack = 1e-3 if moved.dtype == torch.float32 and next(block.parameters()).dtype == torch.float32 else 0.05
+    return bool((moved - push.to(moved)).abs().max() <= slack * max(1.0, float(seen[0].abs().max())))

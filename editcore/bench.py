@@ -1,0 +1,159 @@
+"""Cases in, tables out: many edits of one model by several methods, each made on the unedited model."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics as figures
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from editcore import measure
+from editcore.edit import run_edit
+from editcore.errors import BadRequest, Cancelled, EditcoreError
+from editcore.handle import Handle
+from editcore.records import EditRequest, Probe, Scores
+from editcore.world.facts import Fact, World
+
+CASE_FIELDS = {"prompt", "subject", "target_new", "target_old", "paraphrases", "probes"}
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One method over all cases."""
+
+    method: str
+    edits: int  # that ran to the end
+    scores: Scores  # each score averaged over edits; s is the harmonic mean of the averaged es, ps, ns
+    seconds: float  # median of one edit, without measuring
+    failures: tuple[tuple[int, str], ...]  # (case number, why) of edits that did not run
+
+
+def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
+    """JSON lines {prompt, subject?, target_new, target_old?, paraphrases: [], probes: [{prompt, answer?}]}.
+
+    Raises:
+        BadRequest: a line cannot be read; the message names the line and the field.
+    """
+    if not path.is_file():
+        raise BadRequest(f"There is no file {str(path)!r}.", "A file of JSON lines was wanted.", "Check the path.")
+    cases = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            cases.append(_case(json.loads(line)))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise BadRequest(
+                f"Line {number} of {path.name} cannot be read ({error}).",
+                "An object with prompt, target_new and optional subject, target_old, paraphrases, probes was wanted.",
+                "Mend that line.",
+            ) from error
+        if limit is not None and len(cases) >= limit:
+            break
+    if not cases:
+        raise BadRequest(f"{path.name} holds no case.", "One JSON object a line was wanted.")
+    return cases
+
+
+def _case(data: Mapping[str, Any]) -> EditRequest:
+    unknown = set(data) - CASE_FIELDS
+    if unknown:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    probes = [p if isinstance(p, Mapping) else {"prompt": p} for p in data.get("probes", [])]
+    return EditRequest(
+        prompt=str(data["prompt"]),
+        target=str(data["target_new"]),
+        subject=data.get("subject"),
+        old=data.get("target_old"),
+        paraphrases=tuple(Probe("paraphrase", str(p)) for p in data.get("paraphrases", [])),
+        probes=tuple(Probe("near", str(p["prompt"]), p.get("answer")) for p in probes),
+    )
+
+
+def counterfactuals(
+    world: World, count: int, seed: int = 0, paraphrases: int = 4, near: int = 6, far: int = 4
+) -> list[EditRequest]:
+    """Random false answers to random facts of the embedded world, with held-out paraphrases and near and far probes.
+
+    The wrong answer is another subject's right one (same relation). Near probes ask the same relation of other
+    subjects in wordings seen in training; far probes ask other relations of other kinds.
+    """
+    rng = random.Random(seed)
+    facts = [f for f in world.facts if len(world.siblings(f)) >= near and len(world.held_out(f)) >= 2]
+    return [_counterfactual(world, fact, rng, paraphrases, near, far) for fact in rng.sample(facts, count)]
+
+
+def _counterfactual(world: World, fact: Fact, rng: random.Random, paraphrases: int, near: int, far: int) -> EditRequest:
+    siblings = world.siblings(fact)
+    target = rng.choice(siblings).object
+    others = [f for f in siblings if f.object != target]
+    kind = world.entities[fact.subject].kind
+    strangers: list[Fact] = []
+    while len(strangers) < far:
+        other = rng.choice(world.facts)
+        if world.entities[other.subject].kind != kind and other.relation != fact.relation:
+            strangers.append(other)
+    held = world.held_out(fact)
+
+    def probe(kind_: str, f: Fact) -> Probe:
+        return Probe("near" if kind_ == "near" else "far", world.prompt(f, rng.choice(world.seen(f))), f.object)
+
+    prompt = world.prompt(fact, rng.choice(world.seen(fact)))
+    name = fact.subject if fact.subject in prompt else fact.subject[:1].upper() + fact.subject[1:]
+    return EditRequest(
+        prompt=prompt,
+        target=target,
+        subject=name,
+        old=fact.object,
+        paraphrases=tuple(
+            Probe("paraphrase", world.prompt(fact, t), held_out=True)
+            for t in rng.sample(held, min(paraphrases, len(held)))
+        ),
+        probes=tuple(
+            [probe("near", f) for f in rng.sample(others, min(near, len(others)))]
+            + [probe("far", f) for f in strangers]
+        ),
+    )
+
+
+def run_bench(
+    handle: Handle,
+    cases: Sequence[EditRequest],
+    methods: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    home: Path | None = None,
+    generate: bool = True,
+    listen: Callable[[str, int, int], None] = lambda method, done, total: None,
+) -> list[BenchRow]:
+    """Every case by every method; an edit that fails is counted and stops nobody else."""
+    rows = []
+    for method in methods:
+        scores, seconds, failures = [], [], []
+        for number, case in enumerate(cases):
+            try:
+                _, report = run_edit(handle, case, method, (settings or {}).get(method), home=home, generate=generate)
+                scores.append(report.scores)
+                seconds.append(report.seconds.edit)
+            except Cancelled:
+                raise
+            except EditcoreError as error:
+                failures.append((number, str(error)))
+            listen(method, number + 1, len(cases))
+        rows.append(
+            BenchRow(method, len(scores), average(scores), figures.median(seconds or [float("nan")]), tuple(failures))
+        )
+    return rows
+
+
+def average(scores: Iterable[Scores]) -> Scores:
+    """Field by field over the scores that have it; S from the averages, as in Meng et al. 2022."""
+    every = list(scores)
+    means = {}
+    for name in (f.name for f in fields(Scores)):
+        known = [v for v in (getattr(s, name) for s in every) if v is not None]
+        means[name] = sum(known) / len(known) if known else None
+    return Scores(**{**means, "s": measure.harmonic(means["es"], means["ps"], means["ns"])})

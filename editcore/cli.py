@@ -1,0 +1,444 @@
+"""The command line: thin. Each command calls what the page calls and prints text, or one JSON object with --json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from editcore import __version__
+from editcore.assets import WORLD_NAME
+from editcore.errors import BadInput, BadRequest, EditcoreError
+from editcore.records import EditReport, EditRequest, Probe, Scores, to_plain
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Edit what a language model believes, and see what moved."
+)
+world_app = typer.Typer(no_args_is_help=True, help="The embedded model: build it from its tables, check it.")
+app.add_typer(world_app, name="world")
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; chosen for you when left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    """Runs the command line; exit code 2 for bad input, 1 for failure."""
+    try:
+        app()
+    except BadInput as error:
+        err.print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except EditcoreError as error:
+        err.print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on standard output; a number that is not finite becomes null."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, float) and not math.isfinite(v):
+            return None
+        if isinstance(v, dict):
+            return {str(k): clean(x) for k, x in v.items()}
+        return [clean(x) for x in v] if isinstance(v, list | tuple) else v
+
+    print(json.dumps(clean(value), ensure_ascii=False, indent=1))
+
+
+@contextmanager
+def bar(label: str, quiet: bool) -> Iterator[Any]:
+    """A progress bar with ETA on standard error; yields advance(done, total)."""
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet, transient=True) as progress:
+        task = progress.add_task(label, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=value` pairs as a dict.
+
+    Raises:
+        BadRequest: a pair has no "=".
+    """
+    result = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise BadRequest(f"--set {pair!r} cannot be read.", "name=value was wanted.", "For example: --set steps=30")
+        result[name.strip()] = value.strip()
+    return result
+
+
+@app.command()
+def dashboard(
+    model: Model = WORLD_NAME,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+    address: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
+    headless: Annotated[bool, typer.Option(help="Do not open a browser.")] = False,
+) -> None:
+    """Opens the page."""
+    import dashboard as pages
+
+    folder = Path(pages.__file__).resolve().parent
+    shipped = folder / "_streamlit" / "config.toml"
+    config = shipped if shipped.exists() else folder.parent / ".streamlit" / "config.toml"
+    command = [
+        sys.executable, "-m", "streamlit", "run", str(folder / "app.py"), f"--server.port={port}",
+        f"--server.address={address}", f"--server.headless={'true' if headless else 'false'}",
+    ]  # fmt: skip
+    environment = {**os.environ, "EDITCORE_MODEL": model, **_as_environment(config)}
+    raise typer.Exit(subprocess.call(command, env=environment))
+
+
+def _as_environment(config: Path) -> dict[str, str]:
+    """The page's settings as environment variables, so that they hold from any working directory."""
+    import tomllib
+
+    def flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for name, value in table.items():
+            key = f"{prefix}_{''.join('_' + c if c.isupper() else c for c in name)}".upper()
+            if isinstance(value, dict):
+                yield from flat(value, key)
+            else:
+                yield key, str(value).lower() if isinstance(value, bool) else str(value)
+
+    return dict(flat(tomllib.loads(config.read_text(encoding="utf-8")), "STREAMLIT")) if config.exists() else {}
+
+
+@app.command()
+def edit(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the model is asked.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="The corrected answer.")],
+    model: Model = WORLD_NAME,
+    method: Annotated[str, typer.Option(help="See `editcore methods`.")] = "rome",
+    subject: Annotated[str | None, typer.Option(help="The name the fact is about; found when left out.")] = None,
+    old: Annotated[str | None, typer.Option(help="The answer to replace; read from the model when left out.")] = None,
+    paraphrase: Annotated[list[str] | None, typer.Option(help="The same question in other words; repeatable.")] = None,
+    probe: Annotated[list[str] | None, typer.Option(help="An unrelated prompt; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, name=value; repeatable.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the patch into this new folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Edits one belief and reports what moved; paraphrases and probes are proposed when none are given."""
+    settings = parse_settings(set_ or [])
+    if save is not None and save.exists():
+        raise BadRequest(f"{str(save)!r} exists already.", "A new folder was wanted.", "Choose another name.")
+    from editcore.edit import run_edit, suggested
+    from editcore.engine import home_dir
+    from editcore.handle import load
+
+    handle = load(model, device=device, dtype=dtype)
+    request = EditRequest(
+        prompt, target, subject, old,
+        tuple(Probe("paraphrase", p, source="given") for p in paraphrase or ()),
+        tuple(Probe("far", p, source="given") for p in probe or ()),
+    )  # fmt: skip
+    if prompt.strip() and target.strip() and (paraphrase is None or probe is None):
+        proposal = suggested(handle, prompt.strip(), target.strip(), subject)
+        request = dataclasses.replace(
+            request,
+            paraphrases=request.paraphrases or proposal.paraphrases,
+            probes=request.probes or proposal.probes,
+        )
+    with bar(method, quiet=as_json) as advance:
+        patch, report = run_edit(
+            handle, request, method, settings, home=home_dir(), report=lambda p: advance(p.step, p.steps, p.text)
+        )
+    if save is not None:
+        patch.save(save)
+        report = dataclasses.replace(report, patch=dataclasses.replace(report.patch, path=str(save)))
+    show_json(report_json(report)) if as_json else show_report(report)
+
+
+def report_json(report: EditReport) -> dict[str, Any]:
+    """A report in the documented JSON form."""
+    plain = to_plain(report)
+    return {
+        "model": report.model,
+        "method": report.method,
+        "settings": plain["settings"],
+        "request": plain["request"],
+        "subject": report.subject,
+        "patch": plain["patch"],
+        "seconds": plain["seconds"],
+        "probes": [
+            {
+                "kind": r.probe.kind,
+                "prompt": r.probe.prompt,
+                "held_out": r.probe.held_out,
+                "new": {"before": to_plain(r.before.new), "after": to_plain(r.after.new)},
+                "old": {"before": to_plain(r.before.old), "after": to_plain(r.after.old)},
+                "top_before": r.before.top,
+                "top_after": r.after.top,
+                "text_before": r.before.text,
+                "text_after": r.after.text,
+                "kl": r.kl,
+                "moved": r.moved,
+            }
+            for r in report.probes
+        ],
+        "scores": plain["scores"],
+        "took": report.took,
+        "sentence": report.sentence,
+        "advice": report.advice,
+        "warnings": report.warnings,
+    }
+
+
+def show_report(report: EditReport) -> None:
+    """The report as a person reads it."""
+    from editcore.edit import percent
+
+    out.print(report.sentence, markup=False, highlight=False, style="bold")
+    for line in (report.advice, *report.warnings):
+        if line:
+            out.print(line, markup=False, highlight=False, style="yellow")
+    table = Table(box=None)
+    for heading in ("", "prompt", "new answer", "old answer", "continues"):
+        table.add_column(heading, overflow="fold")
+    for r in report.probes:
+        new = f"{percent(r.before.new.mean)} → {percent(r.after.new.mean)}" if r.before.new and r.after.new else ""
+        old = f"{percent(r.before.old.mean)} → {percent(r.after.old.mean)}" if r.before.old and r.after.old else ""
+        cells = (r.probe.kind, r.probe.prompt, new, old, r.after.text.strip())
+        table.add_row(*(_literal(cell) for cell in cells))
+    out.print(table)
+    out.print(_score_line(report.scores), markup=False, highlight=False)
+
+
+def _literal(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _score_line(scores: Scores) -> str:
+    names = ("reliability", "generality", "locality", "s", "generation")
+    values = [(n, getattr(scores, n)) for n in names]
+    return "   ".join(f"{n.upper() if n == 's' else n} {'n/a' if v is None else f'{v:.2f}'}" for n, v in values)
+
+
+@app.command()
+def probe(
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to answer.")],
+    model: Model = WORLD_NAME,
+    patch: Annotated[Path | None, typer.Option(help="Folder of a saved patch.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Asks the model, with or without a saved patch."""
+    from editcore import gate, measure
+    from editcore.handle import load
+    from editcore.patch import load_patch
+
+    gate.check_prompts(prompts)
+    handle = load(model, device=device, dtype=dtype)
+    patches = [load_patch(patch, handle.fingerprint, handle.device)] if patch else []
+    readings = measure.answer(handle, prompts, patches)
+    if as_json:
+        rows = [
+            {"prompt": p, "text": r.text, "answer": measure.cut_answer(r.text), "top": r.top}
+            for p, r in zip(prompts, readings, strict=True)
+        ]
+        return show_json({"model": model, "patch": str(patch) if patch else None, "answers": rows})
+    for prompt, reading in zip(prompts, readings, strict=True):
+        token, chance = reading.top[0]
+        line = f"{prompt} → {measure.cut_answer(reading.text)}   (first token {token!r}, p = {chance:.2f})"
+        out.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def bench(
+    method: Annotated[str, typer.Option(help="Names separated by commas.")] = "rome,ft,ft-l",
+    cases: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of cases; left out: random counterfactual edits of the embedded world."),
+    ] = None,
+    model: Model = WORLD_NAME,
+    limit: Annotated[int, typer.Option(min=1, help="Most edits.")] = 100,
+    seed: Annotated[int, typer.Option(help="Draws the random edits.")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting for every method named, name=value.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scores methods over many edits, each made on the unedited model."""
+    from editcore.bench import counterfactuals, read_cases, run_bench
+    from editcore.edit import world_of
+    from editcore.engine import home_dir
+    from editcore.handle import load
+    from editcore.methods import find_method
+
+    names = [find_method(n.strip()).name for n in method.split(",")]
+    shared = parse_settings(set_ or [])
+    handle = load(model, device=device, dtype=dtype)
+    world = world_of(handle)
+    if cases is None and world is None:
+        raise BadRequest(f"{model!r} has no tables to draw cases from.", "", "Name a file with --cases.")
+    requests = read_cases(cases, limit) if cases else counterfactuals(world, limit, seed) if world else []
+    with bar("edits", quiet=as_json) as advance:
+        rows = run_bench(
+            handle,
+            requests,
+            names,
+            {n: shared for n in names},
+            home=home_dir(),
+            listen=lambda m, d, t: advance(d, t, m),
+        )
+    if as_json:
+        return show_json({"model": model, "cases": len(requests), "rows": [to_plain(r) for r in rows]})
+    show_bench(rows)
+
+
+def show_bench(rows: Sequence[Any]) -> None:
+    """One line a method."""
+    table = Table(box=None)
+    names = ("reliability", "generality", "locality", "es", "ps", "ns", "s", "generation")
+    for heading in ("method", "edits", *names, "seconds", "failed"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        values = [getattr(row.scores, n) for n in names]
+        cells = [f"{v:.3f}" if v is not None else "n/a" for v in values]
+        table.add_row(row.method, str(row.edits), *cells, f"{row.seconds:.2f}", str(len(row.failures)))
+    out.print(table)
+    for row in rows:
+        for number, why in row.failures[:3]:
+            out.print(f"{row.method}, case {number}: {why}", markup=False, highlight=False, style="yellow")
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """Lists the methods with their settings."""
+    from editcore.engine.menu import method_menu
+
+    if as_json:
+        return show_json([to_plain(m) for m in method_menu()])
+    for m in method_menu():
+        out.print(f"{m.name}  {m.title}: {m.sentence}", markup=False, highlight=False, style="bold")
+        needs = ", ".join(m.needs) or "nothing else"
+        out.print(f"   {m.paper}; needs {needs}", markup=False, highlight=False)
+        for s in m.settings:
+            default = "chosen for the model" if s.default is None else s.default
+            out.print(f"   --set {s.name}=…   {s.help} (default: {default})", markup=False, highlight=False)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Says what is installed, which device is used and why, and which models are at hand."""
+    from importlib.metadata import version
+
+    import psutil
+
+    from editcore.assets import world_dir
+    from editcore.engine import home_dir
+    from editcore.handle import choose_device, choose_dtype
+    from editcore.local import local_models
+
+    device, why = choose_device()
+    dtype, why_dtype = choose_dtype(device)
+    facts = {
+        "editcore": __version__,
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("torch", "transformers", "accelerate", "streamlit", "plotly", "pandas")},
+        "device": f"{device} ({why})",
+        "number format": f"{str(dtype).removeprefix('torch.')} ({why_dtype})",
+        "memory free": f"{psutil.virtual_memory().available / 1e9:.1f} of {psutil.virtual_memory().total / 1e9:.1f} GB",
+        "data folder": str(home_dir()),
+        "embedded model": "present"
+        if (world_dir() / "config.json").exists()
+        else "missing: run `editcore world build`",
+        "models in the local cache": local_models(),
+    }
+    if as_json:
+        return show_json(facts)
+    for name, value in facts.items():
+        shown = (", ".join(value) or "none") if isinstance(value, list) else value
+        out.print(f"{name:26} {shown}", markup=False, highlight=False)
+
+
+@world_app.command("build")
+def world_build(
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints; an interrupted build continues from it.")] = Path(
+        ".build/world"
+    ),
+    to: Annotated[
+        Path | None, typer.Option(help="Where the finished model goes; the product's own folder when left out.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, to try a shorter build.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Trains the embedded model from its tables: the same text and seed each time."""
+    from editcore.assets import world_dir
+    from editcore.handle import choose_device
+    from editcore.world.build import Recipe, build, save
+    from editcore.world.facts import load_world
+
+    choose_device(device)
+    recipe = Recipe() if steps is None else dataclasses.replace(Recipe(), steps=steps)
+    with bar("training", quiet=False) as advance:
+        model, tokenizer = build(
+            load_world(), recipe, work, device=device,
+            listen=lambda p: advance(p.step, p.steps, f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s"),
+        )  # fmt: skip
+    save(model, tokenizer, recipe, to or world_dir())
+    out.print(f"Written to {to or world_dir()}. Run `editcore world check` next.", markup=False, highlight=False)
+
+
+@world_app.command("check")
+def world_check(
+    model: Model = WORLD_NAME,
+    edits: Annotated[int, typer.Option(min=1, help="Random counterfactual edits for each method.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Measures the embedded model against its bars; exit code 1 when one is missed."""
+    from editcore.handle import load
+    from editcore.world import check
+    from editcore.world.facts import load_world
+
+    handle, world = load(model), load_world()
+    bars = check.reference_bars(handle)
+    with bar("recall", quiet=as_json) as advance:
+        bars += check.recall_bars(handle, world, advance)
+    with bar("edits", quiet=as_json) as advance:
+        rows = check.edit_rows(handle, world, edits, listen=lambda m, d, t: advance(d, t, m))
+    bars += check.edit_bars(rows[0])
+    if as_json:
+        show_json({"bars": [{**to_plain(b), "met": b.met} for b in bars], "rows": [to_plain(r) for r in rows]})
+    else:
+        for b in bars:
+            least = f"  (at least {b.least})" if b.least is not None else ""
+            out.print(
+                f"{'met   ' if b.met else 'MISSED'}  {b.value:.4f}{least}  {b.name}", markup=False, highlight=False
+            )
+        show_bench(rows)
+    if not all(b.met for b in bars):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

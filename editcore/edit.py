@@ -1,0 +1,314 @@
+"""One edit from request to report: check, edit on scratch, measure twice, say what happened in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editcore import gate, measure, spans, statistics, suggest
+from editcore.errors import BadRequest, SubjectNotFound
+from editcore.handle import Handle
+from editcore.methods import Method, Work, prepare_method
+from editcore.patch import Patch
+from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
+from editcore.world.facts import World, load_world
+
+SURE = 0.5  # probability of its own answer from which a model counts as knowing it
+
+
+def world_of(handle: Handle) -> World | None:
+    """The tables behind the embedded model; None for any other."""
+    return load_world() if handle.embedded else None
+
+
+def suggested(handle: Handle, prompt: str, target: str, subject: str | None = None) -> EditRequest:
+    """A request with subject, paraphrases and probes proposed from the prompt and the corrected answer alone."""
+    found = suggest.suggest(prompt, target, world_of(handle), subject)
+    return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes)
+
+
+def check_request(handle: Handle, request: EditRequest, method: Method) -> EditRequest:
+    """The request with trimmed text and its subject found.
+
+    Raises:
+        BadRequest: a text is empty, too long, not encodable, or a probe repeats the edit.
+        SubjectNotFound: the method needs a subject and none was given or found.
+    """
+    request = _trimmed(request)
+    gate.check_request(request)
+    row = spans.encode(handle.tokenizer, request.prompt, request.target)
+    handle.check_length(len(row.ids))
+    unknown = handle.tokenizer.unk_token_id
+    if unknown is not None and unknown in row.ids:
+        text = spans.join(request.prompt, request.target)[:80]
+        raise BadRequest(f"The model has no tokens for part of {text!r}.", "", "Use letters the model knows.")
+    for probe in (*request.paraphrases, *request.probes):
+        handle.check_length(len(spans.encode(handle.tokenizer, probe.prompt, probe.answer or "").ids))
+    if request.subject:
+        spans.find_subject(request.prompt, request.subject)
+        return request
+    subject, _ = suggest.find_subject(request.prompt, world_of(handle))
+    if "subject" in method.needs and not subject:
+        raise SubjectNotFound(
+            "No subject was found in the prompt.",
+            f"{method.title} edits what is stored at a name, so it has to know which words are the name.",
+            "Type the subject as it stands in the prompt.",
+        )
+    return replace(request, subject=subject)
+
+
+def _trimmed(request: EditRequest) -> EditRequest:
+    def probe(p: Probe) -> Probe:
+        return replace(p, prompt=p.prompt.strip(), answer=(p.answer or "").strip() or None)
+
+    return replace(
+        request,
+        prompt=request.prompt.strip(),
+        target=request.target.strip(),
+        subject=(request.subject or "").strip() or None,
+        old=(request.old or "").strip() or None,
+        paraphrases=tuple(map(probe, request.paraphrases)),
+        probes=tuple(map(probe, request.probes)),
+    )
+
+
+def run_edit(
+    handle: Handle,
+    request: EditRequest,
+    method: str = "rome",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    patches: Sequence[Patch] = (),
+    home: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+    generate: bool = True,
+) -> tuple[Patch, EditReport]:
+    """Edits, measures, reports; the model itself is left as it was.
+
+    Args:
+        patches: what is already in place; "before" and the edit itself see the model with it.
+        home: where statistics are cached.
+        generate: also compare free continuations.
+
+    Raises:
+        BadInput, Diverged, Cancelled: see the method; nothing is kept.
+    """
+    made = prepare_method(method, handle, settings)
+    request = check_request(handle, request, made)
+    work = Work(handle, report, stop, home)
+    with torch.inference_mode(False), handle.using(patches):
+        prepared = _prepare(work, made)
+        began = time.monotonic()
+        probes, olds = measure.settle(handle, request)
+        before = measure.read(handle, probes, request.target, olds, (), generate=generate)
+        read_once = time.monotonic() - began
+        work.check()
+        began = time.monotonic()
+        peak = _start_peak(handle)
+        patch = made.edit(work, [request])
+        patch.check_finite()
+        edit_seconds, peak_memory = time.monotonic() - began, _peak(handle, peak)
+        work.check()
+        report(Progress("measure", 1, 1, text="reading every probe again"))
+        began = time.monotonic()
+        after = measure.read(handle, probes, request.target, olds, [patch], generate=generate)
+        seconds = Seconds(edit_seconds, read_once + time.monotonic() - began, prepared)
+    results = measure.compare(probes, before, after)
+    scores = measure.score(results, request.target)
+    info = patch.info(handle.model)
+    took = took_hold(results, request.target, generate)
+    return patch, EditReport(
+        model=handle.name,
+        method=made.name,
+        settings=dataclasses.asdict(made),  # type: ignore[call-overload]
+        request=request,
+        subject=request.subject,
+        patch=info,
+        seconds=seconds,
+        probes=results,
+        scores=scores,
+        took=took,
+        sentence=sentence(request.target, results, took, seconds.edit, info.bytes),
+        advice=advice(made, results, scores, took, request.target),
+        warnings=tuple(dict.fromkeys((*work.notes, *_remarks(results, request.target)))),
+        peak_memory=peak_memory,
+    )
+
+
+def _prepare(work: Work, method: Method) -> float:
+    """Statistics the method needs, before the clock of the edit starts."""
+    began = time.monotonic()
+    if "statistics" in method.needs and getattr(method, "covariance", True):
+        for layer in method.layers(work.handle):
+            statistics.moment(work.handle, work.handle.anatomy.site(layer), work.home, work.report, work.stop)
+    return time.monotonic() - began
+
+
+def _start_peak(handle: Handle) -> int | None:
+    if handle.device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(handle.device)
+    return int(torch.cuda.memory_allocated(handle.device))
+
+
+def _peak(handle: Handle, before: int | None) -> int | None:
+    return None if before is None else int(torch.cuda.max_memory_allocated(handle.device)) - before
+
+
+def took_hold(results: Sequence[ProbeResult], target: str, generated: bool = True) -> bool:
+    """True when the edit prompt's likeliest answer is the new one, and free generation says it too."""
+    first = results[0].after
+    return bool(first.new and first.new.exact) and (not generated or measure.says(first.text, target))
+
+
+def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: float, size: int) -> str:
+    """The result in words a person can repeat."""
+    first = results[0]
+    assert first.before.new is not None and first.after.new is not None
+    parts = [f"“{target}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
+    paraphrases = [r for r in results if r.probe.kind == "paraphrase"]
+    probes = [r for r in results if r.probe.kind in ("near", "far")]
+    if paraphrases:
+        good = sum(bool(r.after.new and r.after.new.exact) for r in paraphrases)
+        parts.append(f"paraphrases {good} of {len(paraphrases)}")
+    if probes:
+        parts.append(f"unrelated {sum(not r.moved for r in probes)} of {len(probes)} unmoved")
+    head = "" if took else "The edit did not take. "
+    return f"{head}{'; '.join(parts)}; {seconds:.1f} s, {human_bytes(size)}."
+
+
+def percent(value: float) -> str:
+    """A probability as people read it: "0.4 %", "97 %", "< 0.1 %"."""
+    if math.isnan(value):
+        return "n/a"
+    share = 100 * value
+    if 0 <= share < 0.1:
+        return "< 0.1 %"
+    return f"{share:.1f} %" if share < 10 or 99 < share < 99.95 else f"{share:.0f} %"
+
+
+def human_bytes(count: int) -> str:
+    """5120 -> "5 kB"."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took: bool, target: str) -> str:
+    """What to try next, when something is amiss; else empty."""
+    first = results[0].after
+    if not took:
+        if first.new and first.new.exact:
+            freely = measure.cut_answer(first.text)
+            return f"Scored word by word the answer is there, but writing freely the model says “{freely}”. Try more steps."
+        tries = {
+            "rome": "Try more steps, a higher limit, another layer, or check that the subject is what the fact is about.",
+            "ft": "Try more steps or a higher learning rate.",
+            "ft-l": "The bound holds the weights back: try a larger distance, or more steps.",
+        }
+        return tries.get(method.name, "Try more steps, another layer, or another method.")
+    if scores.locality is not None and scores.locality < 0.5:
+        return (
+            "The new answer holds, but most unrelated answers moved too. Try a method that is more local, such as ROME."
+        )
+    if scores.generality is not None and scores.generality < 0.5:
+        return "The new answer holds for this wording only. Try another layer, or a method that edits at the subject."
+    return ""
+
+
+def _remarks(results: Sequence[ProbeResult], target: str) -> list[str]:
+    first, remarks = results[0], []
+    if first.before.new and first.before.new.exact:
+        remarks.append(f"The model already answered “{target}” before the edit ({percent(first.before.new.mean)}).")
+    if first.probe.prompt.casefold().rstrip(" ?.").endswith(target.casefold()):
+        remarks.append("The prompt itself ends in the corrected answer.")
+    return remarks
+
+
+def preflight(
+    handle: Handle,
+    request: EditRequest,
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    home: Path | None = None,
+) -> Preflight:
+    """What is known before the click; problems are listed, not raised."""
+    world = world_of(handle)
+    blank = Preflight(False, None, "", (), "", 0.0, 0.0, (), None, None, None)
+    try:
+        made = prepare_method(method, handle, settings)
+        found, source = suggest.find_subject(request.prompt, world)
+        subject = request.subject or found
+        source = "as given" if request.subject and request.subject != found else source
+        checked = check_request(handle, request, made)
+    except (BadRequest, SubjectNotFound) as error:
+        return replace(blank, problems=(str(error),))
+    row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
+    (own,) = measure.own_answers(handle, [checked.prompt])
+    old = checked.old or own
+    probe = Probe("edit", checked.prompt, old)
+    reading = measure.read(handle, [probe], checked.target, [old], (), generate=False)[0].reading
+    assert reading.new is not None
+    belief = reading.old.mean if reading.old else 0.0
+    sites = [handle.anatomy.site(layer) for layer in made.layers(handle)]
+    known = belief >= SURE
+    waiting = (
+        "statistics" in made.needs
+        and getattr(made, "covariance", True)
+        and not all(statistics.ready(handle, s, home) for s in sites)
+    )
+    warnings = []
+    if measure.says(own, checked.target):
+        warnings.append(f"The model already answers “{checked.target}” ({percent(reading.new.mean)}).")
+    if checked.prompt.casefold().rstrip(" ?.").endswith(checked.target.casefold()):
+        warnings.append("The prompt already ends in the corrected answer.")
+    size, memory = _cost(handle, made, sites)
+    return Preflight(
+        ok=True,
+        subject=subject,
+        subject_source=source,
+        target_tokens=spans.pieces(handle.tokenizer, row.answer),
+        old=old,
+        old_probability=belief,
+        target_probability=reading.new.mean,
+        modules=tuple(s.path for s in sites),
+        seconds=_expected_seconds(handle, made),
+        bytes=size,
+        memory=memory,
+        prepare="The first edit at this layer reads statistics first." if waiting else "",
+        warnings=tuple(warnings),
+        known=known,
+        nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
+    )
+
+
+def _cost(handle: Handle, method: Method, sites: Sequence[Any]) -> tuple[int, int]:
+    """Expected patch bytes and peak bytes over the loaded model."""
+    low_rank = "subject" in method.needs
+    size = sum(4 * (s.d_in + s.d_out) if low_rank else 4 * (s.d_in + 1) * s.d_out for s in sites)
+    width = sites[0].d_out
+    rows = 22 * 48 if low_rank else 48
+    activations = 4 * rows * width * 16 * len(handle.anatomy.blocks)
+    # Descent holds the value, its start, its gradient and two moments; statistics hold a factor in fp64.
+    return size, activations + (5 * size if not low_rank else sum(8 * s.d_in**2 for s in sites))
+
+
+def _expected_seconds(handle: Handle, method: Method) -> float | None:
+    done: list[float] = handle.memory.get(("seconds", method.name), [])
+    return sorted(done)[len(done) // 2] if done else None
+
+
+def remember_seconds(handle: Handle, report: EditReport) -> None:
+    """Keeps how long edits take on this machine, for the next pre-flight."""
+    handle.memory.setdefault(("seconds", report.method), []).append(report.seconds.edit)

@@ -1,0 +1,21 @@
+"""The one door to the model: submit, poll, cancel, ask, probe; plain data in and out, and no torch on this side.
+
+Importing starts nothing. `LocalEngine` keeps a worker process; `InlineEngine` does the same work on a thread.
+"""
+
+from editcore.engine.client import LocalEngine
+from editcore.engine.contract import Engine, Health, JobState, JobStatus, SessionState
+from editcore.engine.inline import InlineEngine
+from editcore.engine.sessions import home_dir, new_session
+
+__all__ = [
+    "Engine",
+    "Health",
+    "InlineEngine",
+    "JobState",
+    "JobStatus",
+    "LocalEngine",
+    "SessionState",
+    "home_dir",
+    "new_session",
+]

@@ -1,0 +1,386 @@
+"""The engine as a worker process of this machine: started, spoken to, restarted when it dies. Knows pipes, no torch.
+
+What the page relies on: no call waits for the model longer than it says; a worker that dies takes no committed edit
+with it; a job that was known here can be polled here, whatever became of its worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from editcore.engine import wire
+from editcore.engine.contract import Engine, Health, JobState, JobStatus, SessionState, recent
+from editcore.engine.inline import PROBE_TIMEOUT, wait
+from editcore.engine.queue import unknown_job
+from editcore.engine.sessions import SessionStore, check_session, home_dir
+from editcore.errors import EditcoreError, EngineError
+from editcore.gate import check_prompts, check_request
+from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
+
+__all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine", "SessionState"]
+
+CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
+HEALTH_TIMEOUT = 2.0  # seconds
+GIVE_UP_AFTER = 5  # deaths within a minute
+_REMEMBERED = 512  # jobs
+_EVENTS = 2000  # kept per job
+_LOG_BYTES = 5_000_000  # then the log is turned over
+RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
+logger = logging.getLogger(__name__)
+
+
+class _Gone(EngineError):
+    """The worker died while it was asked."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """One job as this side last saw it; `state.events` holds all its events."""
+
+    state: JobState
+    generation: int  # which worker has it
+    key: tuple[str, str]
+
+
+class LocalEngine:
+    """`Engine` over a worker process. Returns at once; the model loads behind it.
+
+    Args:
+        model: name of the model to load.
+        home: folder of sessions and logs; None: `home_dir()`.
+        desk: "module:function" that opens the desk in the worker; None: the real one.
+        backoff: seconds before the first restart; doubles with every death within a minute.
+    """
+
+    def __init__(
+        self, model: str = "world-2019", home: Path | None = None, desk: str | None = None, backoff: float = 0.2
+    ) -> None:
+        self._home = (home or home_dir()).absolute()
+        self._command = [sys.executable, "-m", "editcore.engine.worker", "--model", model, "--home", str(self._home)]
+        self._command += ["--desk", desk] if desk else []
+        self._backoff = backoff
+        self._store = SessionStore(self._home)
+        self._changed = threading.Condition()  # guards everything below
+        self._writing = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None  # alive, as far as known
+        self._generation = 0
+        self._dead: str = ""  # why there will be no further worker
+        self._closed = False
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Future[Any]] = {}
+        self._jobs: OrderedDict[str, _Known] = OrderedDict()
+        self._keys: dict[tuple[str, str], str] = {}
+        self._health = Health("starting", "The worker is being started.", None, 0, "loading", 0)
+        self._supervisor = threading.Thread(target=self._supervise, name="editcore-worker", daemon=True)
+        self._supervisor.start()
+        atexit.register(self.close)
+
+    # the contract ----------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """See `Engine.health`."""
+        with self._changed:
+            last, there, dead = self._health, self._process is not None, self._dead
+        if dead:
+            return replace(last, state="failed", message=dead, queue=0, busy=None, memory=0)
+        if there:
+            try:
+                heard = from_plain(Health, self._control("health", HEALTH_TIMEOUT))
+                if heard.state == "starting" and self._generation > 1:
+                    heard = replace(heard, state="restarting", message=RESTARTING, model=last.model)
+                with self._changed:
+                    self._health = heard
+                return heard
+            except _Gone:
+                pass
+            except EngineError:
+                return replace(last, message="The worker is slow to answer.")
+        if self._generation == 0:
+            return last
+        return replace(last, state="restarting", message=RESTARTING, queue=0, busy="loading", memory=0)
+
+    def methods(self) -> tuple[MethodInfo, ...]:
+        """See `Engine.methods`."""
+        from editcore.engine.menu import method_menu  # late: that module is also run as a program
+
+        return method_menu()
+
+    def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
+        """See `Engine.ask`."""
+        until = time.monotonic() + timeout
+        answer = self._send("ask", timeout, name=name, arguments=arguments, timeout=timeout)[0]
+        return wait(answer, name, timeout, self.health, until)
+
+    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
+        """See `Engine.submit`."""
+        check_session(session)
+        check_request(request, method, settings)
+        with self._changed:
+            if (session, key) in self._keys:
+                return self._keys[session, key]
+        given = {"session": session, "request": to_plain(request), "method": method, "settings": dict(settings)}
+        answer, generation = self._send("submit", CONTROL_TIMEOUT, key=key, **given)
+        job: str = wait(answer, "submit", CONTROL_TIMEOUT, lambda: self._health)
+        fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0)
+        with self._changed:
+            self._keys[session, key] = job
+            self._jobs.setdefault(job, _Known(fresh, generation, (session, key)))
+            self._forget_old()
+        return job
+
+    def poll(self, job: str, after: int = 0) -> JobState:
+        """See `Engine.poll`."""
+        known = self._find(job)
+        self._settle(known)
+        if not known.state.finished:
+            try:
+                heard = from_plain(JobState, self._control("poll", job=job, after=known.state.sequence))
+                self._merge(known, heard)
+            except EditcoreError as error:
+                self._settle(known)  # the worker may have been replaced since the last look
+                if not known.state.finished and not isinstance(error, _Gone):
+                    raise
+        state = known.state
+        return replace(state, events=recent(state.events, state.sequence, after))
+
+    def cancel(self, job: str) -> None:
+        """See `Engine.cancel`."""
+        known = self._find(job)
+        self._settle(known)
+        if not known.state.finished:
+            try:
+                self._control("cancel", job=job)
+            except EditcoreError:
+                self._settle(known)
+                if not known.state.finished:
+                    raise
+
+    def session(self, session: str) -> SessionState:
+        """See `Engine.session`. Answered from disk while there is no worker."""
+        check_session(session)
+        with self._changed:
+            there = self._process is not None
+        if there:
+            with contextlib.suppress(_Gone):
+                return from_plain(SessionState, self._control("session", session=session))
+        edits = self._store.applied(session)
+        return SessionState(session, tuple(edit.report for edit in edits), None, bool(edits))
+
+    def reset(self, session: str) -> None:
+        """See `Engine.reset`."""
+        self._control("reset", session=check_session(session))
+
+    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """See `Engine.probe`."""
+        check_session(session)
+        check_prompts(prompts)
+        answer, _ = self._send("probe", PROBE_TIMEOUT, session=session, prompts=list(prompts), timeout=PROBE_TIMEOUT)
+        result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self.health)
+        return result
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed, self._dead = True, "The engine was closed."
+            process = self._process
+            self._changed.notify_all()
+        atexit.unregister(self.close)
+        if process is not None:
+            _end(process)
+        self._supervisor.join(2.0)
+
+    # calls -----------------------------------------------------------------------------------------------------
+
+    def _control(self, call: str, timeout: float = CONTROL_TIMEOUT, /, **arguments: Any) -> Any:
+        answer, _ = self._send(call, timeout, **arguments)
+        return wait(answer, call, timeout, lambda: self._health)
+
+    def _send(self, call: str, patience: float, /, **arguments: Any) -> tuple[Future[Any], int]:
+        """Send one call to the worker; while it is being restarted, wait for it up to `patience` seconds."""
+        number, answer = next(self._numbers), Future[Any]()
+        try:
+            line = wire.dumps({"id": number, "call": call, "arguments": arguments})
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"What {call!r} was given is not plain data.", "", "Send text and numbers.") from error
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._process is not None or bool(self._dead), patience):
+                raise EngineError("The worker is being restarted.", "", "Try again in a moment.")
+            if self._dead or self._process is None:
+                raise EngineError(self._dead)
+            process, generation = self._process, self._generation
+            self._pending[number] = answer
+        answer.add_done_callback(lambda _: self._pending.pop(number, None))
+        pipe: IO[bytes] | None = process.stdin
+        with contextlib.suppress(OSError, ValueError), self._writing:  # a broken pipe: the supervisor fails the answer
+            if pipe is not None:
+                pipe.write(line)
+                pipe.flush()
+        return answer, generation
+
+    # jobs ------------------------------------------------------------------------------------------------------
+
+    def _find(self, job: str) -> _Known:
+        with self._changed:
+            known = self._jobs.get(job)
+        if known is None:
+            raise unknown_job()
+        return known
+
+    def _merge(self, known: _Known, heard: JobState) -> None:
+        with self._changed:
+            old = known.state
+            if old.finished or heard.sequence < old.sequence:
+                return
+            events = (*old.events, *recent(heard.events, heard.sequence, old.sequence))[-_EVENTS:]
+            known.state = replace(heard, events=events)
+
+    def _settle(self, known: _Known) -> None:
+        """Decide about a job whose worker is gone: done when its row was written, else lost."""
+        with self._changed:
+            gone = known.generation != self._generation or (self._process is None and self._generation > 0)
+        if known.state.finished or not (gone or self._dead):
+            return
+        report: EditReport | None = None
+        with contextlib.suppress(EditcoreError, OSError):
+            report = self._store.committed(known.state.session, known.state.job)
+        with self._changed:
+            if known.state.finished:
+                return
+            if report is not None:
+                known.state = replace(known.state, status="done", position=0, report=report)
+                return
+            error = EngineError(
+                "The worker stopped before this edit was done.",
+                "Nothing that was applied before is lost.",
+                "Press Apply again.",
+            )
+            known.state = replace(
+                known.state, status="lost", position=0, error=str(error), error_kind=wire.kind_of(error)
+            )
+
+    def _forget_old(self) -> None:
+        for job, known in list(self._jobs.items())[: max(0, len(self._jobs) - _REMEMBERED)]:
+            del self._jobs[job]
+            self._keys.pop(known.key, None)
+
+    # supervision -----------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        deaths: deque[float] = deque()
+        while True:
+            code = self._run_worker()
+            with self._changed:
+                if self._closed:
+                    return
+                now = time.monotonic()
+                deaths.append(now)
+                while now - deaths[0] > 60.0:
+                    deaths.popleft()
+                logger.warning("the worker ended with code %s", code)
+                if len(deaths) >= GIVE_UP_AFTER:
+                    self._dead = (
+                        f"The worker stopped {len(deaths)} times within a minute and is not started again. "
+                        f"The log file {self._home / 'logs' / 'worker.log'} has the reason. Restart the dashboard."
+                    )
+                    self._changed.notify_all()
+                    return
+                self._changed.wait_for(lambda: self._closed, self._backoff * 2 ** (len(deaths) - 1))
+                if self._closed:
+                    return
+
+    def _run_worker(self) -> int | None:
+        """One worker from start to end; returns its exit code, None when it could not be started."""
+        try:
+            with self._log() as log:
+                process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=-1
+                )
+        except OSError:
+            logger.exception("the worker could not be started")
+            return None
+        with self._changed:
+            if self._closed:  # between the decision to start and the start
+                _end(process)
+                return process.returncode
+            self._process, self._generation = process, self._generation + 1
+            self._changed.notify_all()
+        if process.stdout is not None:
+            for line in process.stdout:
+                self._hear(line)
+        process.wait()
+        self._bury()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        return process.returncode
+
+    def _bury(self) -> None:
+        """No worker any more: first nobody can reach it, then everybody who waits is told."""
+        with self._changed:
+            self._process = None
+            waiting, closed = list(self._pending.values()), self._closed
+        for answer in waiting:
+            said = "The engine was closed." if closed else "The worker stopped before it could answer."
+            _fail(answer, _Gone(said, "", "" if closed else "It is being restarted; try again in a moment."))
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            message = wire.loads(line)
+            answer = self._pending.get(message["id"])
+        except (ValueError, KeyError, TypeError):
+            logger.error("a line of %d bytes from the worker is no answer", len(line))
+            return
+        if answer is None or not answer.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        if "error" in message:
+            answer.set_exception(wire.error_from_plain(message["error"]))
+        else:
+            answer.set_result(message.get("result"))
+
+    def _log(self) -> IO[bytes]:
+        """The worker's log, turned over when long; nowhere when the disk refuses."""
+        try:
+            path = self._home / "logs" / "worker.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.stat().st_size > _LOG_BYTES:
+                path.replace(path.with_name("worker.log.1"))
+            return path.open("ab")
+        except OSError:
+            logger.warning("the worker's log cannot be written")
+            return open(os.devnull, "wb")
+
+
+def _fail(answer: Future[Any], error: EditcoreError) -> None:
+    if not answer.done() and answer.set_running_or_notify_cancel():
+        answer.set_exception(error)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close the input, which asks the worker to leave; insist when it does not."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    for insist in (process.terminate, process.kill, None):
+        try:
+            process.wait(5.0)
+            return
+        except subprocess.TimeoutExpired:
+            if insist:
+                insist()

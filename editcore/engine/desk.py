@@ -1,0 +1,122 @@
+"""What the worker can do, around one loaded model: answer questions, edit, keep each session's patch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from editcore import measure, spans, suggest
+from editcore.edit import preflight, remember_seconds, run_edit, world_of
+from editcore.errors import BadInput
+from editcore.handle import Handle, load
+from editcore.patch import Patch, load_patch
+from editcore.records import EditReport, EditRequest, ModelInfo, Progress, from_plain, to_plain
+
+WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
+
+
+class Desk:
+    """The worker's hands. One thread works here at a time."""
+
+    def __init__(self, handle: Handle, home: Path) -> None:
+        self.handle, self.home = handle, home
+        self._patches: dict[str, Patch] = {}  # session -> what it has in place
+
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        return self.handle.info()
+
+    def memory(self) -> int:
+        """Bytes this process holds."""
+        return int(psutil.Process(os.getpid()).memory_info().rss)
+
+    def ask(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """One short question; the answer is plain data.
+
+        Raises:
+            BadInput: the question is unknown.
+        """
+        questions: dict[str, Callable[..., Any]] = {
+            "preflight": self._preflight,
+            "suggest": self._suggest,
+            "believe": self._believe,
+        }
+        if name not in questions:
+            raise BadInput(f"The engine knows no question {name!r}.", f"It knows {', '.join(questions)}.")
+        return questions[name](**arguments)
+
+    def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> Any:
+        return to_plain(preflight(self.handle, from_plain(EditRequest, request), method, settings, self.home))
+
+    def _suggest(self, prompt: str, target: str, subject: str | None = None) -> Any:
+        found = suggest.suggest(prompt, target, world_of(self.handle), subject)
+        old = found.old or measure.own_answers(self.handle, [prompt])[0]
+        return {
+            "subject": found.subject,
+            "subject_source": found.subject_source,
+            "old": old,
+            "paraphrases": [to_plain(p) for p in found.paraphrases],
+            "probes": [to_plain(p) for p in found.probes],
+        }
+
+    def _believe(self, prompts: list[str], answers: list[list[str]]) -> Any:
+        """The model's own answer to each prompt with its probability, and the probability of each candidate."""
+        handle = self.handle
+        own = measure.own_answers(handle, prompts)
+        candidates = [[o or " ", *given] for o, given in zip(own, answers, strict=True)]
+        pairs = [(p, a) for p, group in zip(prompts, candidates, strict=True) for a in group if a.strip()]
+        rows = [spans.encode(handle.tokenizer, p, a) for p, a in pairs]
+        with handle.using([]):
+            logits = handle.logits(rows)
+        values = iter(measure.mean_probabilities(rows, logits))
+        scored = [[next(values) if a.strip() else 0.0 for a in group] for group in candidates]
+        return [{"answer": o, "probability": s[0], "candidates": s[1:]} for o, s in zip(own, scored, strict=True)]
+
+    def edit(
+        self,
+        session: str,
+        request: EditRequest,
+        method: str,
+        settings: Mapping[str, Any],
+        report: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        folder: Path,
+    ) -> EditReport:
+        """Edits on scratch and writes the patch into `folder`; the session is not changed yet (see `activate`)."""
+        patch, made = run_edit(self.handle, request, method, settings, home=self.home, report=report, stop=stop)
+        patch.save(folder)
+        remember_seconds(self.handle, made)
+        return made
+
+    def activate(self, session: str, folder: Path | None) -> None:
+        """From now on `session` has the patch in `folder` in place; None: the base model."""
+        if folder is None:
+            self._patches.pop(session, None)
+        else:
+            self._patches[session] = load_patch(folder, self.handle.fingerprint, self.handle.device)
+
+    def probe(self, session: str, prompts: list[str]) -> Any:
+        """Each prompt answered by the base model and, if there is one, by the session's edited model."""
+        patch = self._patches.get(session)
+        base = self._answers(prompts, ())
+        edited = self._answers(prompts, (patch,)) if patch else [None] * len(prompts)
+        return [{"prompt": p, "base": b, "edited": e} for p, b, e in zip(prompts, base, edited, strict=True)]
+
+    def _answers(self, prompts: list[str], patches: tuple[Patch, ...]) -> list[dict[str, Any]]:
+        return [
+            {"text": r.text, "top": [list(t) for t in r.top], "answer": measure.cut_answer(r.text)}
+            for r in measure.answer(self.handle, prompts, patches)
+        ]
+
+
+def open_desk(model: str, home: Path) -> Desk:
+    """Loads the model and runs one edit on scratch, so that a visitor's first is as quick as the rest."""
+    desk = Desk(load(model), home)
+    if desk.handle.embedded:
+        _, report = run_edit(desk.handle, WARM_UP, home=home)
+        remember_seconds(desk.handle, report)
+    return desk

@@ -1,0 +1,80 @@
+"""Refuses what no model could make sense of. Knows text limits; knows no tokenizer and no model; imports no torch.
+
+What needs the model (token counts, whether the answer is new) is checked by `edit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from editcore.errors import BadRequest, BadSetting, SubjectNotFound
+from editcore.records import EditRequest
+
+LONGEST_PROMPT = 20_000  # characters
+LONGEST_ANSWER = 2_000  # characters
+MOST_PROBES = 1_000  # paraphrases and probes together
+MOST_PROMPTS = 200  # in one probe call
+
+
+def check_text(text: Any, what: str, longest: int) -> None:
+    """Refuse text that is empty, too long or not valid Unicode.
+
+    Raises:
+        BadRequest: with the limit and what was seen.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise BadRequest(f"The {what} is empty.", "It needs at least one visible character.", f"Type the {what}.")
+    if len(text) > longest:
+        raise BadRequest(f"The {what} has {len(text):,} characters.", f"At most {longest:,} fit.", "Shorten it.")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise BadRequest(f"The {what} holds a character that is no text.", "Valid Unicode is needed.", "Retype it.")
+
+
+def check_request(request: EditRequest, method: str = "", settings: Mapping[str, Any] | None = None) -> None:
+    """Refuse a request that cannot be carried out whatever the model is.
+
+    Raises:
+        BadRequest, SubjectNotFound, BadSetting: saying which part and why.
+    """
+    check_text(request.prompt, "prompt", LONGEST_PROMPT)
+    check_text(request.target, "corrected answer", LONGEST_ANSWER)
+    if method:
+        check_text(method, "method name", 100)
+    if request.old is not None:
+        check_text(request.old, "old answer", LONGEST_ANSWER)
+    if request.subject is not None and (not request.subject or request.subject not in request.prompt):
+        raise SubjectNotFound(
+            f"The subject {request.subject[:80]!r} is not part of the prompt.",
+            "It has to stand in the prompt, letter by letter.",
+            "Pick it from the prompt, or leave it empty.",
+        )
+    probes = (*request.paraphrases, *request.probes)
+    if len(probes) > MOST_PROBES:
+        raise BadRequest(
+            f"There are {len(probes):,} paraphrases and probes.", f"At most {MOST_PROBES:,} fit.", "Remove some."
+        )
+    for probe in probes:
+        check_text(probe.prompt, "prompt of a probe", LONGEST_PROMPT)
+        if probe.answer is not None:
+            check_text(probe.answer, "answer of a probe", LONGEST_ANSWER)
+        if probe.kind in ("near", "far") and _same(probe.prompt, request.prompt):
+            raise BadRequest(
+                f"The unrelated probe {probe.prompt[:60]!r} is the edit prompt itself.",
+                "It would count the edit as damage.",
+                "Remove it from the probes.",
+            )
+    if not all(value is None or isinstance(value, str | int | float | bool) for value in (settings or {}).values()):
+        raise BadSetting("The settings hold something that is not a number, a text or a choice.")
+
+
+def _same(one: str, other: str) -> bool:
+    return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse a list of prompts that is too long, or holds one that cannot be read."""
+    if len(prompts) > MOST_PROMPTS:
+        raise BadRequest(f"There are {len(prompts):,} prompts.", f"At most {MOST_PROMPTS} fit.", "Remove some.")
+    for prompt in prompts:
+        check_text(prompt, "prompt", LONGEST_PROMPT)

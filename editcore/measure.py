@@ -1,0 +1,198 @@
+"""Reading a model at probes: one function, run twice (without and with the patches).
+
+Before and after can therefore not differ in protocol.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editcore import spans
+from editcore.handle import Handle
+from editcore.patch import Patch
+from editcore.records import AnswerScore, EditRequest, Probe, ProbeResult, Reading, Scores
+
+TOP = 10  # next tokens kept
+CONTINUATION = 12  # tokens generated
+ANSWER_END = (".", "\n", ";")
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A reading with what comparison needs and a report does not."""
+
+    reading: Reading
+    next: Tensor  # log-probabilities of the next token [vocabulary], fp32, CPU
+    likeliest: tuple[int, ...]  # most likely tokens along the old answer
+
+
+def read(
+    handle: Handle,
+    probes: Sequence[Probe],
+    target: str,
+    olds: Sequence[str],
+    patches: Sequence[Patch],
+    *,
+    generate: bool = True,
+) -> list[_Raw]:
+    """Every probe once, under `patches`: both answers teacher-forced, the next token, a greedy continuation.
+
+    Args:
+        olds: per probe, the answer to be compared with (may be empty: then only the new one is scored).
+    """
+    prompts = [spans.encode(handle.tokenizer, p.prompt) for p in probes]
+    rows = [
+        spans.encode(handle.tokenizer, p.prompt, a) for p, o in zip(probes, olds, strict=True) for a in (target, o) if a
+    ]
+    with handle.using(patches):
+        logits = handle.logits([*prompts, *rows])
+        texts = handle.generate([p.ids for p in prompts], CONTINUATION) if generate else [""] * len(probes)
+    nexts = [torch.log_softmax(x[0], -1).cpu() for x in logits[: len(probes)]]
+    answers = iter(zip(rows, logits[len(probes) :], strict=True))
+    results = []
+    for i, old in enumerate(olds):
+        new_score, _ = _score(target, *next(answers)) if target else (None, ())
+        old_score, likeliest = _score(old, *next(answers)) if old else (None, ())
+        results.append(_Raw(Reading(new_score, old_score, _top(handle, nexts[i]), texts[i]), nexts[i], likeliest))
+    return results
+
+
+def _score(text: str, row: spans.Row, logits: Tensor) -> tuple[AnswerScore, tuple[int, ...]]:
+    ids = torch.tensor(row.answer, device=logits.device)
+    log_p = torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0].double()
+    best = logits.argmax(-1)
+    hits = best == ids
+    rank = int((logits[0] > logits[0, ids[0]]).sum()) + 1
+    score = AnswerScore(
+        text=text,
+        tokens=len(row.answer),
+        joint=float(log_p.sum().exp()),
+        mean=float(log_p.mean().exp()),
+        rank=rank,
+        exact=bool(hits.all()),
+        token_accuracy=float(hits.float().mean()),
+    )
+    return score, tuple(best.tolist())
+
+
+def mean_probabilities(rows: Sequence[spans.Row], logits: Sequence[Tensor]) -> list[float]:
+    """Per-token geometric mean probability of each row's answer."""
+    return [_score("", row, x)[0].mean for row, x in zip(rows, logits, strict=True)]
+
+
+def answer(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = ()) -> list[Reading]:
+    """What the model says to each prompt: next tokens and a greedy continuation, no answer scored."""
+    probes = [Probe("far", p) for p in prompts]
+    return [raw.reading for raw in read(handle, probes, "", [""] * len(probes), patches)]
+
+
+def _top(handle: Handle, log_probabilities: Tensor) -> tuple[tuple[str, float], ...]:
+    values, ids = log_probabilities.topk(min(TOP, len(log_probabilities)))
+    return tuple((handle.tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.exp().tolist(), strict=True))
+
+
+def own_answers(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = ()) -> list[str]:
+    """What the model itself answers to each prompt: its greedy continuation up to the end of the sentence."""
+    rows = [spans.encode(handle.tokenizer, p) for p in prompts]
+    with handle.using(patches):
+        texts = handle.generate([r.ids for r in rows], CONTINUATION)
+    return [cut_answer(text) for text in texts]
+
+
+def cut_answer(text: str) -> str:
+    """The first sentence of a continuation, without its full stop; initials ("D.C.") do not end it."""
+    text = text.strip().split("\n")[0].strip()
+    for i, letter in enumerate(text):
+        if letter in ANSWER_END and i and (i + 1 == len(text) or text[i + 1] == " ") and not _initial(text, i):
+            return text[:i].strip()
+    return text
+
+
+def _initial(text: str, at: int) -> bool:
+    """True for the stop behind a single capital letter, as in "Samuel L. Jackson" or "D.C."."""
+    return text[at] == "." and text[at - 1].isupper() and (at < 2 or not text[at - 2].isalpha())
+
+
+def says(text: str, answer: str) -> bool:
+    """True when a continuation starts with the answer, as a whole."""
+    text, answer = (unicodedata.normalize("NFC", t).strip() for t in (text, answer))
+    return text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
+
+
+def all_probes(request: EditRequest) -> tuple[Probe, ...]:
+    """The edit prompt itself, its paraphrases, then near and far probes; repeated prompts once."""
+    first = Probe("edit", request.prompt, request.old, source="the edit")
+    seen: dict[str, Probe] = {}
+    for probe in (first, *request.paraphrases, *request.probes):
+        seen.setdefault(" ".join(probe.prompt.split()), probe)
+    return tuple(seen.values())
+
+
+def settle(handle: Handle, request: EditRequest, patches: Sequence[Patch] = ()) -> tuple[tuple[Probe, ...], list[str]]:
+    """Probes with the answer each is compared with: the given one, else the unedited model's own."""
+    probes = all_probes(request)
+    missing = [p.prompt for p in probes if p.kind != "paraphrase" and not p.answer]
+    own = iter(own_answers(handle, missing, patches) if missing else ())
+    settled = [p if p.kind == "paraphrase" or p.answer else replace(p, answer=next(own)) for p in probes]
+    old = settled[0].answer or ""
+    return tuple(settled), [old if p.kind == "paraphrase" else p.answer or "" for p in settled]
+
+
+def compare(probes: Sequence[Probe], before: Sequence[Any], after: Sequence[Any]) -> tuple[ProbeResult, ...]:
+    """Two passes over the same probes, side by side."""
+    return tuple(
+        ProbeResult(
+            probe=p,
+            before=b.reading,
+            after=a.reading,
+            kl=max(0.0, float((b.next.double().exp() * (b.next.double() - a.next.double())).sum())),
+            moved=b.likeliest != a.likeliest,
+        )
+        for p, b, a in zip(probes, before, after, strict=True)
+    )
+
+
+def score(results: Sequence[ProbeResult], target: str) -> Scores:
+    """What the edit is judged by (see `Scores`)."""
+    by = {kind: [r for r in results if r.probe.kind == kind] for kind in ("edit", "paraphrase", "near", "far")}
+
+    def wins(group: list[ProbeResult], keeps_old: bool) -> float | None:
+        return _mean(
+            [
+                float((r.after.old.mean > r.after.new.mean) if keeps_old else (r.after.new.mean > r.after.old.mean))
+                for r in group
+                if r.after.new and r.after.old
+            ]
+        )
+
+    es, ps, ns = wins(by["edit"], False), wins(by["paraphrase"], False), wins(by["near"], True)
+    return Scores(
+        reliability=_mean([float(r.after.new.exact) for r in by["edit"] if r.after.new]),
+        generality=_mean([float(r.after.new.exact) for r in by["paraphrase"] if r.after.new]),
+        locality=_mean([float(not r.moved) for r in by["near"] + by["far"]]),
+        es=es,
+        ps=ps,
+        ns=ns,
+        s=harmonic(es, ps, ns),
+        generation=_mean([float(says(r.after.text, target)) for r in by["edit"] + by["paraphrase"]]),
+        reliability_tokens=_mean([r.after.new.token_accuracy for r in by["edit"] if r.after.new]),
+        generality_tokens=_mean([r.after.new.token_accuracy for r in by["paraphrase"] if r.after.new]),
+    )
+
+
+def harmonic(*values: float | None) -> float | None:
+    """Harmonic mean; 0 when one of them is, None when one is missing."""
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return None
+    return 0.0 if min(known) <= 0 else len(known) / sum(1 / v for v in known)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,69 @@
+"""The menu of methods: an explicit tuple. A new method is one file, one class, one name here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from editcore.assets import assets_root
+from editcore.errors import BadSetting, UnknownMethod
+from editcore.handle import Handle
+from editcore.methods.base import Method, Work, checked, describe
+from editcore.methods.ft import FT
+from editcore.methods.ft_l import FTL
+from editcore.methods.rome import ROME
+from editcore.records import MethodInfo
+
+METHODS: tuple[type[Method], ...] = (ROME, FT, FTL)
+PRESETS = ("tuned", "published")
+
+__all__ = ["METHODS", "PRESETS", "Method", "Work", "find_method", "menu", "prepare_method", "tuned_settings"]
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        UnknownMethod: there is none.
+    """
+    for method in METHODS:
+        if method.name == name.lower():
+            return method
+    raise UnknownMethod(f"There is no method {name!r}.", f"Known methods: {', '.join(m.name for m in METHODS)}.")
+
+
+def menu() -> tuple[MethodInfo, ...]:
+    """Every method as plain data."""
+    return tuple(describe(method) for method in METHODS)
+
+
+def tuned_settings(model: str, method: str) -> dict[str, Any]:
+    """Settings for a known model, from data; empty for an unknown one. Patterns match the end of the model's name."""
+    for path in sorted((assets_root() / "settings").glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if any(re.search(rf"(^|/){pattern}$", model, re.IGNORECASE) for pattern in data["models"]):
+            return dict(data["methods"].get(method, {}))
+    return {}
+
+
+def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> Method:
+    """A method with its settings: published defaults, then what suits the model, then `values`.
+
+    `values` may hold `preset`: "tuned" (the default) or "published", which leaves out what was tuned for the model.
+
+    Raises:
+        UnknownMethod, BadSetting: a name or a value is wrong.
+    """
+    method, values = find_method(name), dict(values or {})
+    preset = values.pop("preset", PRESETS[0])
+    if preset not in PRESETS:
+        raise BadSetting(
+            f"preset is {preset!r}.", f"One of {', '.join(PRESETS)} was wanted.", f"The default is {PRESETS[0]}."
+        )
+    tuned = tuned_settings(handle.name, method.name) if preset == "tuned" else {}
+    made = method(**{**checked(method, tuned), **checked(method, values)})
+    for layer in made.layers(handle):
+        handle.anatomy.site(layer)
+    return made

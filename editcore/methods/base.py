@@ -1,0 +1,153 @@
+"""What every editing method is: a frozen dataclass of settings with one function that returns a patch.
+
+Forms, command lines and documentation are read off the dataclass fields. Shared mathematics lives in `algebra`,
+never in a parent class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from editcore.errors import BadSetting, Cancelled
+from editcore.handle import Handle
+from editcore.patch import Patch
+from editcore.records import EditRequest, MethodInfo, Progress, SettingInfo
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything a method may use while it runs."""
+
+    handle: Handle
+    report: Callable[[Progress], None] = lambda progress: None
+    stop: Callable[[], bool] = lambda: False
+    home: Path | None = None  # where statistics are cached; None: nowhere
+    notes: list[str] = field(default_factory=list)  # warnings for the report
+
+    def check(self) -> None:
+        """Raises Cancelled when somebody asked to stop; called between steps."""
+        if self.stop():
+            raise Cancelled("The edit was stopped on request.", "Nothing was changed.")
+
+
+class Method(Protocol):
+    """One way to edit. Settings are dataclass fields made by `setting`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    sentence: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+
+    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
+        """Computes the patch and leaves no trace in the model."""
+        ...
+
+    def layers(self, handle: Handle) -> tuple[int, ...]:
+        """The blocks this method would edit."""
+        ...
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    kind: str = "",
+) -> Any:
+    """A dataclass field with what a form needs to know; a default of None means "chosen for the model"."""
+    kind = kind or ("choice" if choices else type(default).__name__)
+    return field(default=default, metadata={"kind": kind, "help": help, "low": low, "high": high, "choices": choices})
+
+
+def describe(method: type[Method]) -> MethodInfo:
+    """A method as plain data."""
+    dials = tuple(
+        SettingInfo(
+            name=f.name,
+            kind=f.metadata["kind"],
+            default=f.default,
+            help=f.metadata["help"],
+            low=f.metadata["low"],
+            high=f.metadata["high"],
+            choices=f.metadata["choices"],
+            optional=f.default is None,
+        )
+        for f in dataclasses.fields(method)  # type: ignore[arg-type]
+    )
+    return MethodInfo(method.name, method.title, method.sentence, method.paper, method.needs, dials)
+
+
+def checked(method: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` in the types of the method's settings.
+
+    Raises:
+        BadSetting: a name is unknown, or a value has the wrong type or is out of bounds.
+    """
+    dials = {d.name: d for d in describe(method).settings}
+    result = {}
+    for name, value in values.items():
+        if name not in dials:
+            raise BadSetting(
+                f"{method.title} has no setting {name!r}.",
+                f"Its settings are {', '.join(dials)}.",
+                "Check the spelling.",
+            )
+        result[name] = _checked(dials[name], value)
+    return result
+
+
+def _checked(dial: SettingInfo, value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "auto")):
+        if dial.optional:
+            return None
+        raise BadSetting(f"{dial.name} has no value.", _wanted(dial), f"The default is {dial.default}.")
+    try:
+        made = _convert(dial, value)
+    except (TypeError, ValueError) as error:
+        raise BadSetting(f"{dial.name} is {value!r}.", _wanted(dial), f"The default is {dial.default}.") from error
+    bad = isinstance(made, float) and not math.isfinite(made)
+    low, high = dial.low, dial.high
+    if not isinstance(made, str | bool) and (
+        bad or (low is not None and made < low) or (high is not None and made > high)
+    ):
+        raise BadSetting(f"{dial.name} is {value!r}.", _wanted(dial), f"The default is {dial.default}.")
+    return made
+
+
+def _convert(dial: SettingInfo, value: Any) -> Any:
+    if dial.kind == "bool":
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+    if dial.kind == "choice":
+        if value not in dial.choices:
+            raise ValueError(value)
+        return value
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if dial.kind == "int":
+        if float(value) != int(float(value)):
+            raise ValueError(value)
+        return int(float(value))
+    return float(value)
+
+
+def _wanted(dial: SettingInfo) -> str:
+    if dial.kind == "choice":
+        return f"One of {', '.join(dial.choices)} was wanted."
+    if dial.kind == "bool":
+        return "true or false was wanted."
+    bounds = [
+        f"at least {dial.low:g}" if dial.low is not None else "",
+        f"at most {dial.high:g}" if dial.high is not None else "",
+    ]
+    limits = " and ".join(b for b in bounds if b)
+    return f"A {'whole number' if dial.kind == 'int' else 'number'}{' of ' + limits if limits else ''} was wanted."

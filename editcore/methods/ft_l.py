@@ -1,0 +1,84 @@
+"""FT-L: fine-tuning one matrix within a bounded distance of where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from editcore.descent import descend
+from editcore.handle import Handle
+from editcore.methods.base import Work, setting
+from editcore.patch import Patch
+from editcore.records import EditRequest, to_plain
+
+
+@dataclass(frozen=True)
+class FTL:
+    """Fine-tuning by projected descent: after each step the change goes back into a ball of radius eps.
+
+        min_W  L(W)   subject to   ||W - W_0|| <= eps                    (Zhu et al. 2020, arXiv 2012.00363)
+
+    eps -> `distance`, for each tensor (weight, bias) on its own. With the norm `linf` every single entry moves by at
+    most eps; with `l2` the Frobenius norm of the change is at most eps.
+    """
+
+    name: ClassVar[str] = "ft-l"
+    title: ClassVar[str] = "FT-L"
+    sentence: ClassVar[str] = (
+        "Fine-tunes one matrix on this one example, but keeps it within a set distance of the old weights."
+    )
+    paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    layer: int | None = setting(
+        None, "Block to edit (0 = first); empty: chosen for the model", low=0, high=1000, kind="int"
+    )
+    norm: str = setting(
+        "linf", "How distance is measured: the largest entry (linf) or the root of squares (l2)", choices=("linf", "l2")
+    )
+    distance: float = setting(5e-4, "Largest distance from the old weights, in that norm", low=1e-9, high=1e3)
+    rate: float = setting(5e-4, "Learning rate of Adam", low=1e-8, high=1.0)
+    steps: int = setting(25, "Most passes over the example", low=1, high=10000)
+    enough: float = setting(1e-2, "Stop at this loss", low=0.0, high=10.0)
+
+    def layers(self, handle: Handle) -> tuple[int, ...]:
+        """The one block that is edited: the setting, or two thirds of the way up."""
+        return (2 * len(handle.anatomy.blocks) // 3 if self.layer is None else self.layer,)
+
+    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
+        """One dense part for all requests together, no further than `distance` from zero.
+
+        Raises:
+            Diverged: the loss is not finite.
+            Cancelled: stopped between two steps.
+        """
+        site = work.handle.anatomy.site(self.layers(work.handle)[0])
+        part = descend(
+            work,
+            site,
+            requests,
+            rate=self.rate,
+            steps=self.steps,
+            enough=self.enough,
+            weight_decay=0.0,
+            project=self.project,
+        )
+        return Patch(
+            (part,),
+            work.handle.name,
+            work.handle.fingerprint,
+            self.name,
+            asdict(self),
+            tuple(to_plain(r) for r in requests),
+        )
+
+    def project(self, value: Tensor, start: Tensor) -> None:
+        """Moves `value` in place to the nearest point within `distance` of `start`."""
+        if self.norm == "linf":
+            value.copy_(value.maximum(start - self.distance).minimum(start + self.distance))
+        else:
+            change = value - start
+            value.copy_(start + change * (self.distance / change.norm().clamp_min(1e-30)).clamp(max=1.0))

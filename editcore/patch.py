@@ -1,0 +1,242 @@
+"""The edit as a value: parts that add to the outputs of modules. The shared weights are never written.
+
+A patch can attach (and detach: the logits are then bit-identical to the base), scale, stack, weigh itself, save and
+load. A low-rank part stores read [r, d_in] and write [r, d_out]: y += strength * (x read^T) write. A dense part stores
+the full change of a matrix and of its bias. All arithmetic is fp32, cast once to the module's dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from editcore.errors import Diverged, PatchError, WrongModel
+from editcore.records import PatchInfo
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """y += (x read^T) write: rank r change of one module."""
+
+    path: str
+    read: Tensor  # [r, d_in], fp32
+    write: Tensor  # [r, d_out], fp32
+
+    @property
+    def rank(self) -> int:
+        return int(self.read.shape[0])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"read": self.read, "write": self.write}
+
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """The addition to y [..., d_out] for input x [..., d_in], fp32."""
+        return (x.float() @ self.read.T) @ self.write
+
+    def delta(self) -> Tensor:
+        """The same as a full matrix [d_out, d_in], fp32."""
+        return self.write.T @ self.read
+
+    def norm(self) -> float:
+        """Frobenius norm of the full matrix, without forming it."""
+        gram = (self.read.double() @ self.read.double().T) * (self.write.double() @ self.write.double().T)
+        return math.sqrt(max(0.0, float(gram.sum())))
+
+    def to(self, device: torch.device) -> LowRank:
+        return replace(self, read=self.read.to(device), write=self.write.to(device))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y += x weight^T + bias: any change of one module."""
+
+    path: str
+    weight: Tensor  # [d_out, d_in], fp32
+    bias: Tensor | None = None  # [d_out], fp32
+
+    @property
+    def rank(self) -> None:
+        return None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """The addition to y [..., d_out] for input x [..., d_in], fp32."""
+        return torch.nn.functional.linear(x.float(), self.weight, self.bias)
+
+    def delta(self) -> Tensor:
+        """The change of the matrix [d_out, d_in], fp32."""
+        return self.weight
+
+    def norm(self) -> float:
+        """Frobenius norm over matrix and bias."""
+        return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
+
+    def to(self, device: torch.device) -> Dense:
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
+
+Part = LowRank | Dense
+KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One edit of one model."""
+
+    parts: tuple[Part, ...]
+    model: str  # name of the base
+    fingerprint: str  # of the base
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    requests: tuple[dict[str, Any], ...] = ()  # what was asked, as plain data
+    strength: float = 1.0  # 0: off, 1: as computed
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(t.numel() * t.element_size() for part in self.parts for t in part.tensors.values())
+
+    def scaled(self, strength: float) -> Patch:
+        """The same edit, weaker or stronger."""
+        return replace(self, strength=strength)
+
+    def check_finite(self) -> None:
+        """Raises Diverged when a number is NaN or infinite."""
+        for part in self.parts:
+            for name, tensor in part.tensors.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise Diverged(
+                        f"The edit of {part.path} diverged: {name} holds a number that is not finite.",
+                        "Nothing was kept.",
+                        "Lower the learning rate or the number of steps.",
+                    )
+
+    def info(self, model: nn.Module, path: str | None = None) -> PatchInfo:
+        """Bytes, modules, rank, norms (relative to the edited matrices)."""
+        ranks = [part.rank for part in self.parts]
+        norm = math.hypot(*(part.norm() for part in self.parts)) * abs(self.strength)
+        base = math.hypot(*(float(model.get_submodule(p.path).weight.float().norm()) for p in self.parts))  # type: ignore[union-attr,operator]
+        return PatchInfo(
+            bytes=self.bytes,
+            modules=tuple(part.path for part in self.parts),
+            rank=None if None in ranks else max((r for r in ranks if r is not None), default=0),
+            norm=norm,
+            relative_norm=norm / base if base else 0.0,
+            path=path,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes `patch.safetensors` and `patch.json`; the folder appears complete or not at all."""
+        part_folder = folder.with_name(folder.name + ".part")
+        part_folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{i}.{name}": tensor.detach().cpu().contiguous()
+            for i, part in enumerate(self.parts)
+            for name, tensor in part.tensors.items()
+        }
+        save_file(tensors, part_folder / "patch.safetensors")
+        kinds = {cls: kind for kind, cls in KINDS.items()}
+        head = {
+            "format": FORMAT,
+            **{k: v for k, v in asdict(replace(self, parts=())).items() if k != "parts"},
+            "parts": [{"kind": kinds[type(part)], "path": part.path} for part in self.parts],
+        }
+        (part_folder / "patch.json").write_text(json.dumps(head, indent=1, default=str) + "\n", encoding="utf-8")
+        part_folder.rename(folder)
+
+
+def load_patch(folder: Path, fingerprint: str | None = None, device: torch.device | None = None) -> Patch:
+    """Reads a patch; refuses one that was made for another model.
+
+    Args:
+        fingerprint: of the model it is to be used on; None skips the check.
+
+    Raises:
+        PatchError: the folder is not a complete patch, or its numbers are not finite.
+        WrongModel: the fingerprints differ.
+    """
+    try:
+        head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
+        parts = []
+        with safe_open(folder / "patch.safetensors", framework="pt") as file:
+            names = set(file.keys())
+            for i, entry in enumerate(head.pop("parts")):
+                own = {n.partition(".")[2]: file.get_tensor(n) for n in sorted(names) if n.partition(".")[0] == str(i)}
+                parts.append(KINDS[entry["kind"]](entry["path"], **own))
+        if head.pop("format") != FORMAT:
+            raise PatchError(f"The patch in {folder.name} has another format.", f"Format {FORMAT} was wanted.")
+        patch = Patch(tuple(parts), **{**head, "requests": tuple(head["requests"])})
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise PatchError(
+            f"The patch in {folder.name!r} is damaged or incomplete ({type(error).__name__}: {error}).",
+            "A folder with patch.json and patch.safetensors was wanted.",
+            "Save it again from the model it was made on.",
+        ) from error
+    if fingerprint is not None and patch.fingerprint != fingerprint:
+        raise WrongModel(
+            f"This patch was made for {patch.model} with fingerprint {patch.fingerprint}.",
+            f"The loaded model has fingerprint {fingerprint}.",
+            "Load the model the patch was made for.",
+        )
+    patch.check_finite()
+    return replace(patch, parts=tuple(part.to(device) for part in patch.parts)) if device else patch
+
+
+@contextmanager
+def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
+    """While the block runs, `model` answers with all `patches` in place; afterwards, bit-identical to the base.
+
+    Raises:
+        PatchError: a patch names a module the model does not have, or has another shape.
+    """
+    grouped: dict[str, list[tuple[Part, float]]] = {}
+    for patch in patches:
+        for part in patch.parts:
+            grouped.setdefault(part.path, []).append((part, patch.strength))
+    hooks = []
+    try:
+        for path, parts in grouped.items():
+            module = _module(model, path)
+            device = module.weight.device  # type: ignore[union-attr]
+            hooks.append(module.register_forward_hook(_hook([(p.to(device), s) for p, s in parts])))  # type: ignore[arg-type]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise PatchError(f"The patch edits {path!r}.", f"{type(model).__name__} has no such module.") from error
+
+
+def _hook(parts: list[tuple[Part, float]]) -> Any:
+    def add(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for part, strength in parts:
+            if strength == 0.0:
+                continue
+            more = part.apply(args[0], out)
+            more = more if strength == 1.0 else more * strength
+            total = more if total is None else total + more
+        return out if total is None else (out.float() + total).to(out.dtype)
+
+    return add

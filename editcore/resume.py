@@ -1,0 +1,255 @@
+"""Running only what an edit can change: the blocks above it, the tokens from it on, the head where a loss reads.
+
+Nothing below an edited block depends on the edit, and no position before the first changed token does: both are run
+once and kept. This is exact arithmetic, not an approximation. Whether a model family can be run so is not assumed: the
+first shortened pass is compared with the plain one, and where they differ the plain one is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from editcore.anatomy import Site
+from editcore.handle import Handle
+from editcore.spans import Row
+
+TOLERANCE = 2e-3  # largest difference of log-probabilities between the shortened and the plain pass, nats
+
+
+class _Prefix(DynamicCache):  # type: ignore[misc]
+    """Keys and values of the positions before the tail; hands them out and keeps nothing."""
+
+    def __init__(self, kept: dict[int, tuple[Tensor, Tensor]], length: int) -> None:
+        super().__init__()
+        self.kept, self.length = kept, length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self.kept[layer_idx]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+
+class _Skip(nn.Module):
+    """Stands in for a block that need not run: passes the hidden state on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(block).items():  # some models ask a block what kind of attention it wants
+            if isinstance(value, str | int | float | bool) and not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+
+@dataclass(eq=False)
+class Upper:
+    """Fixed rows of tokens, ready to be run again and again with a changed output of one site.
+
+    `change(x, y)` below gets the site's input x and output y, both [rows, tail, width], where the tail of each row
+    starts at its own `starts` index, and returns the new output y. Padding stands at the end of each tail.
+    """
+
+    handle: Handle
+    site: Site
+    rows: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]  # per row: the first position the change can touch
+    reads: tuple[tuple[int, ...], ...]  # per row: positions whose next-token logits are wanted
+    x: Tensor = field(init=False)  # site input at the tail [rows, tail, d_in], model dtype
+    y: Tensor = field(init=False)  # site output at the tail [rows, tail, d_out]
+    plain: Tensor = field(init=False)  # unchanged log-probabilities at the reads [reads, vocabulary], fp32
+    shortened: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._layout()
+        self._first_pass()
+        self.shortened = self._agrees()
+
+    def _layout(self) -> None:
+        h = self.handle
+        self._ids, self._mask = h.batch(self.rows)
+        count, device = len(self.rows), h.device
+        begin = torch.tensor(self.starts, device=device)
+        tail = max(len(r) - s for r, s in zip(self.rows, self.starts, strict=True))
+        self._prefix = max(self.starts)
+        index = begin[:, None] + torch.arange(tail, device=device)
+        lengths = torch.tensor([len(r) for r in self.rows], device=device)
+        self._index = index.clamp(max=self._ids.shape[1] - 1)
+        self._row = torch.arange(count, device=device)[:, None]
+        self._tail_ids = self._ids[self._row, self._index]
+        before = (torch.arange(self._prefix, device=device)[None] < begin[:, None])[:, None].expand(count, tail, -1)
+        causal = torch.ones(tail, tail, dtype=torch.bool, device=device).tril()[None].expand(count, -1, -1)
+        causal = causal & (index < lengths[:, None])[:, None, :] | torch.eye(tail, dtype=torch.bool, device=device)
+        allowed = torch.cat([before, causal], 2)[:, None]
+        low = torch.finfo(h.dtype).min
+        self._tail_mask = torch.zeros(allowed.shape, dtype=h.dtype, device=device).masked_fill(~allowed, low)
+        # Reads, flattened: which row, and where in the full row and in its tail.
+        flat = [(b, p) for b, wanted in enumerate(self.reads) for p in wanted]
+        self._read_row = torch.tensor([b for b, _ in flat], device=device)
+        self._read_full = [p for _, p in flat]
+        self._read_tail = [p - self.starts[b] for b, p in flat]
+
+    @property
+    def first(self) -> int:
+        """The first block that runs in a shortened pass."""
+        return self.site.layer + 1 if self.handle.anatomy.additive[self.site.layer] else self.site.layer
+
+    @torch.no_grad()
+    def _first_pass(self) -> None:
+        seen: dict[str, Tensor] = {}
+        blocks = self.handle.anatomy.blocks
+
+        def at_site(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            seen["x"], seen["y"] = args[0], out
+
+        def at_block(_m: nn.Module, _args: Any, out: Any) -> None:
+            seen["out"] = out[0] if isinstance(out, tuple) else out
+
+        def into_block(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen["in"] = args[0] if args else kwargs["hidden_states"]
+
+        block = blocks[self.site.layer]
+        hooks = [
+            self.site.module.register_forward_hook(at_site),
+            block.register_forward_hook(at_block),
+            block.register_forward_pre_hook(into_block, with_kwargs=True),
+        ]
+        try:
+            out = self._call(self._ids, self._mask, None, None, use_cache=self._prefix > 0, reads=self._read_full)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.plain = out[0]
+        tail = (self._row, self._index)
+        shape = (len(self.rows), self._ids.shape[1], -1)
+        self.x, self.y = seen["x"].reshape(shape)[tail], seen["y"].reshape(shape)[tail]
+        into = seen["out"] if self.first > self.site.layer else seen["in"]
+        self._hidden = into[tail]
+        self._rest = self._hidden - self.y if self.first > self.site.layer else None
+        self._kept = self._cut(out[1]) if self._prefix else {}
+
+    def _cut(self, cache: Any) -> dict[int, tuple[Tensor, Tensor]]:
+        kept = {}
+        for i, layer in enumerate(getattr(cache, "layers", [])):
+            if i >= self.first and getattr(layer, "keys", None) is not None:
+                kept[i] = tuple(t[:, :, : self._prefix].contiguous() for t in (layer.keys, layer.values))
+        return kept  # type: ignore[return-value]
+
+    def _call(
+        self, ids: Tensor, mask: Tensor, positions: Tensor | None, cache: Any, *, use_cache: bool, reads: Sequence[int]
+    ) -> tuple[Tensor, Any]:
+        wanted = sorted(set(reads))
+        keep = torch.tensor(wanted, device=ids.device)
+        more = {} if positions is None else {"position_ids": positions}
+        if cache is not None:
+            more["past_key_values"] = cache
+        out = self.handle.model(input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more)
+        at = torch.tensor([wanted.index(p) for p in reads], device=ids.device)
+        return torch.log_softmax(out.logits[self._read_row, at].float(), -1), out.past_key_values if use_cache else None
+
+    def _agrees(self) -> bool:
+        if self.handle.memory.get(("whole", self.site.layer)):
+            return False
+        try:
+            with torch.no_grad():
+                difference = (self._shortened(lambda x, y: y) - self.plain).abs()
+        except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
+            difference = torch.tensor(float("inf"))
+        likely = self.plain > -12.0  # the far tail of a distribution is all rounding
+        slack = TOLERANCE if self.handle.dtype == torch.float32 else 0.3
+        agrees = bool(difference.ndim and difference[likely].max() < slack)
+        if not agrees:
+            self.handle.memory[("whole", self.site.layer)] = True
+        return agrees
+
+    def run(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in `change`."""
+        return self._shortened(change) if self.shortened else self._whole(change)
+
+    def _shortened(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        positions = self._index
+        cache = _Prefix(self._kept, self._prefix) if self._prefix else None
+        if self._rest is None:
+            with self._standing_in(self._hidden, self.site.layer), self._hooked(change):
+                return self._call(
+                    self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
+                )[0]
+        hidden = self._rest + change(self.x, self.y)
+        with self._standing_in(hidden, self.first):
+            return self._call(
+                self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
+            )[0]
+
+    def _whole(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        def at_tail(x: Tensor, y: Tensor) -> Tensor:
+            shape = (len(self.rows), self._ids.shape[1], -1)
+            wide = y.reshape(shape)
+            tail = (self._row, self._index)
+            real = torch.arange(self._index.shape[1], device=y.device)[None] < self._tail_lengths()[:, None]
+            new = change(x.reshape(shape)[tail], wide[tail])
+            b, t = torch.nonzero(real, as_tuple=True)
+            return wide.index_put((b, self._index[b, t]), new[b, t]).reshape(y.shape)
+
+        with self._hooked(at_tail):
+            return self._call(self._ids, self._mask, None, None, use_cache=False, reads=self._read_full)[0]
+
+    def _tail_lengths(self) -> Tensor:
+        return torch.tensor([len(r) - s for r, s in zip(self.rows, self.starts, strict=True)], device=self._ids.device)
+
+    @contextmanager
+    def _hooked(self, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        hook = self.site.module.register_forward_hook(lambda _m, args, out: change(args[0], out))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _standing_in(self, hidden: Tensor, first: int) -> Iterator[None]:
+        """Blocks below `first` are skipped and block `first` reads `hidden`; the model is whole again afterwards."""
+        anatomy = self.handle.anatomy
+        stands = self.handle.memory.setdefault(("stands", first), [_Skip(b) for b in anatomy.blocks[:first]])
+        whole = getattr(anatomy.holder, anatomy.attribute)
+
+        def feed(
+            _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+        if first == len(anatomy.blocks):  # nothing above: the last stand-in hands the state to the head
+            stands = [*stands[:-1], _Give(hidden, anatomy.blocks[-1])]
+            hook = None
+        else:
+            hook = anatomy.blocks[first].register_forward_pre_hook(feed, with_kwargs=True)
+        setattr(anatomy.holder, anatomy.attribute, nn.ModuleList([*stands, *anatomy.blocks[first:]]))
+        try:
+            yield
+        finally:
+            setattr(anatomy.holder, anatomy.attribute, whole)
+            if hook is not None:
+                hook.remove()
+
+
+class _Give(_Skip):
+    def __init__(self, hidden: Tensor, block: nn.Module) -> None:
+        super().__init__(block)
+        self.hidden = hidden
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.hidden
+
+
+def reads_of(row: Row) -> tuple[int, ...]:
+    """Positions whose logits predict the row's answer tokens."""
+    return tuple(range(row.start - 1, len(row.ids) - 1))

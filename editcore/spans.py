@@ -1,0 +1,113 @@
+"""Where prompt, subject and answer sit among the tokens. Knows tokenizers; knows no model.
+
+Everything is read off the character offsets of the *final joined text*, tokenized once: pieces tokenized apart and
+glued together differ at merges, at multi-byte characters and behind automatic first tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from editcore.errors import BadRequest, ModelError, SubjectNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt followed by an answer, as token ids."""
+
+    ids: tuple[int, ...]
+    start: int  # index of the first answer token; == len(ids) when there is no answer
+    subject: int | None = None  # index of the subject's last token
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """Ids of the answer tokens."""
+        return self.ids[self.start :]
+
+
+def join(prompt: str, answer: str) -> str:
+    """The text a model is asked to believe: one space between prompt and answer."""
+    return f"{prompt.rstrip(' ')} {answer.strip()}"
+
+
+def find_subject(prompt: str, subject: str) -> tuple[int, int]:
+    """Character span of the subject's last occurrence in the prompt.
+
+    Raises:
+        SubjectNotFound: the subject is empty or not a substring of the prompt.
+    """
+    at = prompt.rfind(subject) if subject.strip() else -1
+    if at < 0:
+        raise SubjectNotFound(
+            f"The subject {subject!r} is not part of the prompt {_short(prompt)!r}.",
+            "This method edits what is stored at the subject, so it must stand in the prompt word for word.",
+            "Choose the name the fact is about, spelled as in the prompt.",
+        )
+    return at, at + len(subject)
+
+
+def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None) -> Row:
+    """Tokenizes prompt + " " + answer once and finds the borders by offsets.
+
+    Raises:
+        SubjectNotFound: the subject is not in the prompt.
+        BadRequest: the answer has no token of its own, or the text holds a special token.
+        ModelError: the tokenizer gives no offsets.
+    """
+    refuse_special(tokenizer, prompt, answer)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
+            "They are needed to find the subject and the answer among the tokens.",
+            "Use a model folder with a tokenizer.json file.",
+        )
+    lead = prompt.rstrip(" ")
+    text = join(prompt, answer) if answer else lead
+    coded = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = list(coded["input_ids"]), coded["offset_mapping"]
+    while ids and ids[-1] in tokenizer.all_special_ids:  # an automatic end marker would stand after the answer
+        ids.pop()
+    start = len(ids)
+    if answer:
+        # A token that crosses the border belongs to the answer: the model must produce it whole.
+        start = next(
+            (i for i in range(len(ids)) if offsets[i][1] > len(lead) and offsets[i][1] > offsets[i][0]), len(ids)
+        )
+        if start == len(ids):
+            raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+    if start == 0:
+        raise BadRequest(
+            "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
+        )
+    last = None
+    if subject is not None:
+        begin, end = find_subject(lead, subject)
+        inside = [
+            i for i in range(start) if offsets[i][0] < end and offsets[i][1] > begin and offsets[i][1] > offsets[i][0]
+        ]
+        if not inside:
+            raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
+        last = inside[-1]
+    return Row(tuple(ids), start, last)
+
+
+def refuse_special(tokenizer: Any, *texts: str) -> None:
+    """Raises BadRequest when a text spells one of the tokenizer's control tokens."""
+    for text in texts:
+        for token in tokenizer.all_special_tokens:
+            if token and token in text:
+                raise BadRequest(
+                    f"The text holds {token!r}, a control token of this model.",
+                    "Only plain text can be edited.",
+                    "Leave it out.",
+                )
+
+
+def pieces(tokenizer: Any, ids: tuple[int, ...]) -> tuple[str, ...]:
+    """Each token as text a person can read."""
+    return tuple(tokenizer.decode([i]) for i in ids)
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,486 @@
+"""The engine's promises, kept in front of a fake desk: in this process, and through a real worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fake_desk
+import pytest
+
+from editcore.engine import InlineEngine, LocalEngine, menu, new_session, queue, sessions
+from editcore.engine.sessions import SessionStore
+from editcore.errors import BadInput, BadRequest, EngineBusy, EngineError, ModelError, SubjectNotFound
+from editcore.records import EditRequest
+
+HERE = Path(__file__).resolve().parent
+REQUEST = EditRequest("The capital of France is", "Rome", subject="France")
+LONG = {"steps": 400, "pause": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), str(HERE)]))
+
+
+@pytest.fixture
+def inline(tmp_path):
+    engine = InlineEngine("fake", tmp_path, fake_desk.open_desk)
+    yield engine
+    engine.close()
+
+
+def worker(home, model="fake", desk="fake_desk:open_desk"):
+    return contextlib.closing(LocalEngine(model, home, desk=desk, backoff=0.05))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), str(HERE)]))
+        engine = LocalEngine("fake", tmp_path_factory.mktemp("home"), desk="fake_desk:open_desk", backoff=0.05)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["inline", "local"])
+def engine(request):
+    return request.getfixturevalue(request.param)
+
+
+def until(true, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def submit(engine, session, key="k", request=REQUEST, **settings):
+    return engine.submit(session, request, "rome", settings, key)
+
+
+def finish(engine, job):
+    until(lambda: engine.poll(job).finished)
+    return engine.poll(job)
+
+
+def running(engine, job):
+    until(lambda: engine.poll(job).status == "running" and engine.poll(job).sequence > 0)
+
+
+def log_of(home, session):
+    return home / "sessions" / session / "log.jsonl"
+
+
+# the same contract, inline and through a process --------------------------------------------------------------
+
+
+def test_an_edit_is_done_and_applied(engine):
+    session = new_session()
+    state = finish(engine, submit(engine, session))
+    assert (state.status, state.error, state.sequence) == ("done", "", 2)
+    assert state.report.request == REQUEST and Path(state.report.patch.path).is_dir()
+    (applied,) = engine.session(session).reports
+    assert (applied.request, applied.patch) == (REQUEST, state.report.patch)
+    assert engine.session(session).edited and engine.session(session).job is None
+    (answer,) = engine.probe(session, ["Where?"])
+    assert answer["edited"] == {"answer": "Rome"}
+
+
+def test_events_after_a_number_are_the_rest(engine):
+    job = submit(engine, new_session(), steps=5)
+    finish(engine, job)
+    steps = [event.step for event in engine.poll(job, after=3).events]
+    assert steps == [4, 5] and engine.poll(job, after=5).events == ()
+
+
+def test_not_a_number_survives(engine):
+    assert math.isnan(engine.ask("preflight", x=1)["nan"])
+    job = submit(engine, new_session())
+    finish(engine, job)
+    assert all(math.isnan(event.loss) for event in engine.poll(job).events)
+
+
+def test_a_double_click_is_one_job(engine):
+    session, jobs = new_session(), []
+    clicks = [threading.Thread(target=lambda: jobs.append(submit(engine, session, pause=0.05))) for _ in range(4)]
+    for click in clicks:
+        click.start()
+    for click in clicks:
+        click.join()
+    assert len(jobs) == 4 and len(set(jobs)) == 1
+    finish(engine, jobs[0])
+    assert submit(engine, session) == jobs[0]
+
+
+def test_a_second_edit_of_a_session_is_refused_by_name(engine):
+    session = new_session()
+    job = submit(engine, session, "a", **LONG)
+    assert engine.session(session).job == job
+    with pytest.raises(EngineBusy, match=job):
+        submit(engine, session, "b")
+    with pytest.raises(EngineBusy, match=job):
+        engine.reset(session)
+    engine.cancel(job)
+    finish(engine, job)
+
+
+def test_cancel_between_steps_keeps_nothing(engine):
+    session = new_session()
+    job = submit(engine, session, **LONG)
+    running(engine, job)
+    engine.cancel(job)
+    state = finish(engine, job)
+    assert state.status == "cancelled" and state.error_kind == "Cancelled" and state.sequence < 400
+    assert not engine.session(session).edited
+    assert engine.probe(session, ["?"])[0]["edited"] is None
+
+
+def test_a_queued_job_knows_its_place_and_can_be_dropped(engine):
+    first, second = new_session(), new_session()
+    job = submit(engine, first, **LONG)
+    until(lambda: engine.poll(job).sequence > 2)
+    waits = submit(engine, second)
+    state = engine.poll(waits)
+    assert (state.status, state.position, state.seconds) == ("queued", 1, 0.0)
+    assert state.progress.stage == "queued" and state.progress.seconds_left > 1.0
+    assert engine.health().queue == 1 and engine.health().busy == "edit"
+    engine.cancel(waits)
+    assert engine.poll(waits).status == "cancelled"
+    engine.cancel(job)
+    finish(engine, job)
+
+
+def test_sessions_do_not_meet(engine):
+    mine, yours, other = new_session(), new_session(), new_session()
+    jobs = [submit(engine, mine), submit(engine, yours, request=EditRequest("The capital of Peru is", "Cusco"))]
+    for job in jobs:
+        finish(engine, job)
+    engine.reset(mine)
+    answers = [engine.probe(s, ["?"])[0]["edited"] for s in (mine, yours, other)]
+    assert answers == [None, {"answer": "Cusco"}, None]
+    assert [engine.session(s).edited for s in (mine, yours, other)] == [False, True, False]
+
+
+def test_the_next_edit_replaces_the_last(engine):
+    session = new_session()
+    finish(engine, submit(engine, session, "a"))
+    finish(engine, submit(engine, session, "b", EditRequest("The capital of Peru is", "Cusco")))
+    assert [report.request.target for report in engine.session(session).reports] == ["Cusco"]
+    assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Cusco"}
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "words"),
+    [
+        ("diverged", "Diverged", "not finite"),
+        ("bug", "EngineError", "incident"),
+        ("exit", "EngineError", "incident"),
+        ("memory", "EngineError", "memory"),
+        ("disk", "EngineError", "no space left"),
+    ],
+)
+def test_a_failed_edit_says_why_and_keeps_nothing(engine, fail, kind, words):
+    session = new_session()
+    state = finish(engine, submit(engine, session, fail=fail))
+    assert (state.status, state.error_kind) == ("failed", kind)
+    assert words in state.error and "secret" not in state.error
+    assert not engine.session(session).edited
+    assert finish(engine, submit(engine, session, "again")).status == "done"
+
+
+def test_errors_of_questions_arrive_as_themselves(engine):
+    with pytest.raises(ModelError) as caught:
+        engine.ask("wrong")
+    assert (caught.value.seen, caught.value.try_) == ("This model has no layers.", "Pick another.")
+    with pytest.raises(EngineError, match="incident") as caught:
+        engine.ask("crash")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_question_waits_no_longer_than_it_says(engine):
+    job = submit(engine, new_session(), **LONG)
+    running(engine, job)
+    start = time.monotonic()
+    with pytest.raises(EngineError, match=r"'preflight' was not answered within 0.2 s"):
+        engine.ask("preflight", timeout=0.2)
+    assert time.monotonic() - start < 2.0
+    engine.cancel(job)
+    finish(engine, job)
+
+
+@pytest.mark.parametrize("session", ["short", "../../../etc/passwd", "a" * 65, "a/b" * 8, "a.b" * 8, ""])
+def test_only_session_ids_become_folders(engine, session):
+    for call in (engine.session, engine.reset, lambda s: submit(engine, s), lambda s: engine.probe(s, ["?"])):
+        with pytest.raises(BadRequest, match="not a session"):
+            call(session)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (EditRequest(" ", "Rome"), BadRequest),
+        (EditRequest("Where?", "\n"), BadRequest),
+        (EditRequest("x" * 1_000_000, "Rome"), BadRequest),
+        (EditRequest("Where \ud800?", "Rome"), BadRequest),
+        (EditRequest("Where?", "Rome", subject="France"), SubjectNotFound),
+    ],
+)
+def test_what_no_model_can_do_is_never_queued(engine, request_, kind):
+    with pytest.raises(kind):
+        submit(engine, new_session(), request=request_)
+
+
+def test_an_unknown_job_is_refused(engine):
+    with pytest.raises(BadInput, match="no such job"):
+        engine.poll("nonsense")
+
+
+# the queue --------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_at_once(inline):
+    first = submit(inline, new_session(), **LONG)
+    running(inline, first)
+    jobs = [submit(inline, new_session()) for _ in range(queue.MOST_EDITS)]
+    with pytest.raises(EngineBusy, match="16 edits are waiting.*Try again in"):
+        submit(inline, new_session())
+    inline.cancel(first)
+    assert {finish(inline, job).status for job in jobs} == {"done"}
+
+
+def test_questions_pass_queued_edits(inline):
+    first = submit(inline, new_session(), steps=10, pause=0.02)
+    running(inline, first)
+    later = submit(inline, new_session(), **LONG)
+    inline.ask("preflight")
+    assert inline.poll(later).sequence < 400 and not inline.poll(later).finished
+    inline.cancel(later)
+
+
+# the disk ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_half(handle, data):
+    os.write(handle, data[: len(data) // 2])
+    refuse()
+
+
+@pytest.mark.parametrize("broken", ["_write_all", "_flush"])
+def test_a_full_disk_fails_the_job_and_leaves_no_half_row(inline, tmp_path, monkeypatch, broken):
+    session = new_session()
+    finish(inline, submit(inline, session, "a"))
+    before = log_of(tmp_path, session).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, broken, write_half if broken == "_write_all" else refuse)
+        state = finish(inline, submit(inline, session, "b", EditRequest("Where?", "Oslo")))
+    assert state.status == "failed" and "could not be saved: no space left" in state.error
+    assert log_of(tmp_path, session).read_bytes() == before
+    assert len(list((tmp_path / "sessions" / session / "patches").iterdir())) == 1
+    assert inline.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+
+
+def test_a_half_row_is_ignored_and_overwritten(inline, tmp_path):
+    session = new_session()
+    finish(inline, submit(inline, session, "a"))
+    with log_of(tmp_path, session).open("ab") as log:
+        log.write(b'{"kind":"res')
+    assert inline.session(session).edited
+    finish(inline, submit(inline, session, "b"))
+    rows = log_of(tmp_path, session).read_bytes().splitlines()
+    assert [json.loads(row)["kind"] for row in rows] == ["edit", "edit"]
+    assert len(SessionStore(tmp_path).applied(session)) == 1
+
+
+def test_a_damaged_log_is_set_aside_and_said(inline, tmp_path):
+    session = new_session()
+    finish(inline, submit(inline, session))
+    log_of(tmp_path, session).write_bytes(b"garbage\n")
+    with pytest.raises(EngineError, match="damaged"):
+        inline.session(session)
+    assert not inline.session(session).edited
+    assert [p.read_bytes() for p in log_of(tmp_path, session).parent.glob("log.damaged-*")] == [b"garbage\n"]
+
+
+def test_reset_is_remembered(tmp_path):
+    session = new_session()
+    for edited in (True, False):
+        with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
+            if edited:
+                finish(engine, submit(engine, session))
+                engine.reset(session)
+            assert not engine.session(session).edited and engine.probe(session, ["?"])[0]["edited"] is None
+
+
+def test_looking_at_a_session_writes_nothing(inline, tmp_path):
+    session = new_session()
+    inline.session(session)
+    inline.reset(session)
+    assert not (tmp_path / "sessions").exists()
+
+
+# the process ------------------------------------------------------------------------------------------------------
+
+
+def test_what_libraries_print_stays_out_of_the_protocol(local):
+    assert local.ask("noise")["name"] == "noise"
+    assert local.ask("preflight")["name"] == "preflight"
+
+
+def test_control_calls_are_answered_while_the_model_loads(tmp_path):
+    with worker(tmp_path, "slow") as engine:
+        assert engine.health().state == "starting"
+        until(lambda: "loaded" in engine.health().message)
+        job = submit(engine, new_session())
+        assert engine.poll(job).status == "queued" and engine.health().state == "starting"
+        assert engine.ask("preflight")["name"] == "preflight"
+        assert engine.health().state == "ready" and engine.health().model.name == "slow"
+        assert finish(engine, job).status == "done"
+
+
+def test_a_model_that_cannot_be_loaded_is_said(tmp_path):
+    with worker(tmp_path, "missing") as engine:
+        until(lambda: engine.health().state == "failed")
+        assert "no model called missing" in engine.health().message
+        with pytest.raises(ModelError, match="no model called missing"):
+            engine.ask("preflight")
+        with pytest.raises(ModelError):
+            submit(engine, new_session())
+
+
+def test_kill_in_the_middle_of_an_edit_loses_only_that_edit(tmp_path):
+    session, other = new_session(), new_session()
+    with worker(tmp_path) as engine:
+        done = submit(engine, session, "a")
+        finish(engine, done)
+        job = submit(engine, session, "b", EditRequest("Where?", "Oslo"), **LONG)
+        running(engine, job)
+        waits = submit(engine, other)
+        pid = engine._process.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: engine.poll(job).finished)
+        state = engine.poll(job)
+        assert state.status == "lost" and "Press Apply again" in state.error and state.error_kind == "EngineError"
+        assert len(state.events) == state.sequence > 0
+        assert engine.poll(waits).status == "lost"
+        assert engine.health().state in ("restarting", "ready")
+        assert engine.session(session).edited
+        assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+        assert engine.poll(done).status == "done" and len(engine.poll(done).events) == 2
+        assert engine.ask("pid") != pid
+        assert finish(engine, submit(engine, session, "c", EditRequest("Where?", "Oslo"))).status == "done"
+        left = [p.name for p in (tmp_path / "sessions" / session).iterdir()]
+        assert sorted(left) == ["log.jsonl", "patches"]
+
+
+def test_an_edit_committed_just_before_a_kill_is_done(tmp_path):
+    session = new_session()
+    with worker(tmp_path) as engine:
+        job = submit(engine, session)
+        until(lambda: engine.session(session).edited and engine.session(session).job is None)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        until(lambda: engine._generation == 2)
+        state = engine.poll(job)
+        assert state.status == "done" and state.report.request == REQUEST
+
+
+def test_a_question_to_a_dying_worker_fails_at_once(tmp_path):
+    with worker(tmp_path) as engine:
+        start = time.monotonic()
+        with pytest.raises(EngineError, match="stopped before it could answer"):
+            engine.ask("die")
+        assert time.monotonic() - start < 5.0
+        assert engine.ask("preflight")["name"] == "preflight"
+
+
+def test_a_poisoned_accelerator_replaces_the_worker(tmp_path, monkeypatch):
+    with worker(tmp_path) as engine:
+        pid = engine.ask("pid")
+        state = finish(engine, submit(engine, new_session(), fail="poison"))
+        assert state.status == "failed" and "incident" in state.error
+        until(lambda: engine._generation == 2)
+        assert engine.ask("pid") != pid
+
+
+def test_a_worker_that_keeps_dying_is_given_up(tmp_path):
+    with worker(tmp_path, desk="fake_desk:dies") as engine:
+        engine._backoff = 0.01
+        until(lambda: engine.health().state == "failed", 20.0)
+        assert "5 times within a minute" in engine.health().message
+        with pytest.raises(EngineError, match="5 times within a minute"):
+            engine.ask("preflight")
+        assert engine.session(new_session()).reports == ()
+
+
+def test_a_reload_finds_its_session_and_its_job(local):
+    session = new_session()
+    job = submit(local, session, **LONG)
+    running(local, job)
+    found = local.session(session).job
+    assert found == job and local.poll(found).progress.stage == "edit"
+    local.cancel(job)
+    finish(local, job)
+
+
+def test_a_new_client_finds_committed_edits(tmp_path):
+    session = new_session()
+    with worker(tmp_path) as engine:
+        finish(engine, submit(engine, session))
+    with worker(tmp_path) as engine:
+        assert engine.session(session).reports[0].request == REQUEST
+        assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+
+
+def test_sigterm_lets_the_running_edit_finish(tmp_path):
+    session = new_session()
+    with worker(tmp_path) as engine:
+        job = submit(engine, session, steps=20, pause=0.02)
+        running(engine, job)
+        os.kill(engine._process.pid, signal.SIGTERM)
+        until(lambda: engine._generation == 2)
+        assert engine.poll(job).status == "done" and engine.session(session).edited
+
+
+def test_ctrl_c_is_left_to_the_page(local):
+    pid = local.ask("pid")
+    os.kill(pid, signal.SIGINT)
+    assert local.ask("pid") == pid
+
+
+def test_closing_ends_the_worker_and_twice_is_fine(tmp_path):
+    with worker(tmp_path) as engine:
+        job = submit(engine, new_session(), **LONG)
+        running(engine, job)
+        process, start = engine._process, time.monotonic()
+        engine.close()
+        engine.close()
+        assert process.returncode == 0 and time.monotonic() - start < 4.0
+        assert engine.poll(job).status == "lost"
+        with pytest.raises(EngineError, match="closed"):
+            engine.ask("preflight")
+
+
+def test_importing_the_engine_imports_no_torch():
+    heavy = {"torch", "transformers", "numpy", "streamlit"}
+    work = "import sys, editcore.engine.worker; from editcore.engine.menu import method_menu; method_menu(); "
+    code = f"{work} print({heavy} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_menu_without_torch_is_the_menu_of_the_methods(inline):
+    described = menu.described_menu()
+    assert inline.methods() == described and described, "run python -m editcore.engine.menu"
