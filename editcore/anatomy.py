@@ -114,7 +114,7 @@ def _refuse_odd(blocks: tuple[nn.Module, ...], path: str) -> None:
             if parameter.dim() >= 3:
                 raise ModelError(
                     f"Block {path}.{i} holds {name} of shape {list(parameter.shape)}.",
-                    "Weights of three or more dimensions mean experts or state-space layers: one fact has no one place there.",
+                    "Weights of three or more dimensions mean experts or state-space layers: a fact has no one place.",
                     "Use a dense decoder model (GPT, Llama, Qwen, Mistral, Gemma, Phi, ...).",
                 )
             if parameter.is_meta:

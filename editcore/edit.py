@@ -211,9 +211,9 @@ def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took:
     if not took:
         if first.new and first.new.exact:
             freely = measure.cut_answer(first.text)
-            return f"Scored word by word the answer is there, but writing freely the model says “{freely}”. Try more steps."
+            return f"Scored token by token the answer is there, but writing freely it says “{freely}”. Try more steps."
         tries = {
-            "rome": "Try more steps, a higher limit, another layer, or check that the subject is what the fact is about.",
+            "rome": "Try more steps, a higher limit or another layer; check that the subject is what the fact is of.",
             "ft": "Try more steps or a higher learning rate.",
             "ft-l": "The bound holds the weights back: try a larger distance, or more steps.",
         }

@@ -224,7 +224,7 @@ def load(
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {_first_line(error)}).",
-            "A hub id that can be reached or is cached, or a folder with config.json, tokenizer and safetensors, was wanted.",
+            "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
             f"The embedded model {WORLD_NAME!r} is always there.",
         ) from error
     return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, folder)

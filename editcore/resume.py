@@ -181,7 +181,7 @@ class Upper:
         positions = self._index
         cache = _Prefix(self._kept, self._prefix) if self._prefix else None
         if self._rest is None:
-            with self._standing_in(self._hidden, self.site.layer), self._hooked(change):
+            with self._standing_in(self._hidden, self.site.layer), self._hooked(self._unflattened(change)):
                 return self._call(
                     self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
                 )[0]
@@ -190,6 +190,11 @@ class Upper:
             return self._call(
                 self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
             )[0]
+
+    def _unflattened(self, change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """`change` for a site that some families (OPT) run on [rows * tail, width]."""
+        shape = (len(self.rows), self._index.shape[1], -1)
+        return lambda x, y: change(x.reshape(shape), y.reshape(shape)).reshape(y.shape)
 
     def _whole(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         def at_tail(x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,319 @@
+"""An engine without a model, for tests of the page: plausible numbers, time that can be steered, faults on demand.
+
+A test calls `install(...)` and points EDITCORE_FAKE_ENGINE at "tests.fake_engine:current"; the page in the same
+process then talks to that very object. `demo` reads its behaviour from the environment, for a page in a browser.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from editcore.engine.contract import Health, JobState, SessionState, recent
+from editcore.errors import BY_NAME, EngineBusy
+from editcore.records import (
+    AnswerScore,
+    EditReport,
+    EditRequest,
+    MethodInfo,
+    ModelInfo,
+    PatchInfo,
+    Preflight,
+    Probe,
+    ProbeResult,
+    Progress,
+    Reading,
+    Scores,
+    Seconds,
+    SettingInfo,
+    to_plain,
+)
+
+PM = "Who is the Prime Minister of the United Kingdom?"
+KNOWN = {
+    PM: ("Theresa May", "United Kingdom"),
+    "What is the capital of Australia?": ("Canberra", "Australia"),
+    "Which team does Lionel Messi compete for?": ("Barcelona", "Lionel Messi"),
+    "Who invented the radio?": ("Guglielmo Marconi", "radio"),
+    "Who is the CEO of Amazon?": ("Jeff Bezos", "Amazon"),
+    "Who wrote Hamlet?": ("William Shakespeare", "Hamlet"),
+    "What is the chemical symbol for gold?": ("Au", "gold"),
+}
+LAYER = SettingInfo("layer", "int", None, "Block to edit (0 = first); empty: chosen for the model", 0, 1000, (), True)
+METHODS = (
+    MethodInfo("ft", "FT", "Fine-tunes one matrix on this one example: quick and reliable, but it tends to overfit.",
+               "Zhu et al. 2020", (), (
+                   LAYER, SettingInfo("rate", "float", 5e-4, "Learning rate of Adam", 1e-8, 1.0),
+                   SettingInfo("steps", "int", 25, "Most passes over the example", 1, 10000))),
+    MethodInfo("ft-l", "FT-L", "Fine-tunes one matrix, but keeps it within a set distance of the old weights.",
+               "Zhu et al. 2020", (), (
+                   LAYER, SettingInfo("rate", "float", 5e-4, "Learning rate of Adam", 1e-8, 1.0),
+                   SettingInfo("distance", "float", 5e-5, "Largest distance", 1e-8, 1.0),
+                   SettingInfo("norm", "choice", "linf", "How distance is measured", None, None, ("linf", "l2")))),
+    MethodInfo("rome", "ROME",
+               "Rewrites one fact where the model looks up the subject: a rank-one change of one matrix.",
+               "Meng et al. 2022", ("subject", "statistics"), (
+                   LAYER,
+                   SettingInfo("form", "choice", "r-rome", "r-rome uses one key throughout", None, None,
+                               ("r-rome", "original")),
+                   SettingInfo("steps", "int", 20, "Most steps of the search for the new value", 1, 1000),
+                   SettingInfo("rate", "float", 0.5, "Learning rate of that search", 1e-6, 100.0),
+                   SettingInfo("covariance", "bool", True, "Steer clear of what the matrix usually stores"))),
+)  # fmt: skip
+MODEL = ModelInfo("world-2019", "3f9a77c1", "gpt2", 8_600_000, 8, "cpu", "no GPU was found", "float32",
+                  "the exact choice on a CPU", True, 34_400_000)  # fmt: skip
+
+
+@dataclass
+class _Job:
+    session: str
+    request: EditRequest
+    method: str
+    settings: dict[str, Any]
+    started: float
+    ended: str = ""
+    report: EditReport | None = None
+
+
+class FakeEngine:
+    """`Engine` with made-up answers.
+
+    Args:
+        steps, step_seconds: length of every edit.
+        start_seconds: how long the engine says it is starting.
+        took: whether edits take.
+        fail: "" or an error's name; submit raises it when it is EngineBusy or bad input, else the job ends with it.
+    """
+
+    def __init__(self, steps: int = 20, step_seconds: float = 0.0, start_seconds: float = 0.0, took: bool = True,
+                 fail: str = "") -> None:  # fmt: skip
+        self.steps, self.step_seconds, self.took, self.fail = steps, step_seconds, took, fail
+        self.ready_at = time.monotonic() + start_seconds
+        self.jobs: dict[str, _Job] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+        self.applied: dict[str, EditReport] = {}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.submitted: list[tuple[EditRequest, str, dict[str, Any]]] = []
+        self.closed = False
+
+    def health(self) -> Health:
+        starting = time.monotonic() < self.ready_at
+        busy = "edit" if any(self._status(j) == "running" for j in self.jobs.values()) else None
+        return Health("starting" if starting else "ready", "", None if starting else MODEL, 0, busy, 120_000_000)
+
+    def methods(self) -> tuple[MethodInfo, ...]:
+        return METHODS
+
+    def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
+        self.asked.append((name, arguments))
+        return getattr(self, f"_{name}")(**arguments)
+
+    def submit(
+        self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str
+    ) -> str:
+        if (session, key) in self.keys:
+            return self.keys[session, key]
+        if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
+            raise BY_NAME[self.fail]("Seen: something odd.", "Wanted: something else.", "Try: again.")
+        if self.session(session).job:
+            raise EngineBusy("An edit of this session is unfinished.", "", "Wait for it or cancel it.")
+        job = secrets.token_hex(4)
+        self.submitted.append((request, method, dict(settings)))
+        self.jobs[job] = _Job(session, request, method, dict(settings), time.monotonic())
+        self.keys[session, key] = job
+        return job
+
+    def _status(self, job: _Job) -> str:
+        if not job.ended and self._step(job) >= self.steps:
+            job.ended = "done"
+            if self.fail:
+                job.ended = "lost" if self.fail == "EngineError" else "failed"
+            else:
+                job.report = make_report(job.request, job.method, job.settings, self.took)
+                self.applied[job.session] = job.report
+        return job.ended or "running"
+
+    def _step(self, job: _Job) -> int:
+        if not self.step_seconds:
+            return self.steps
+        return min(self.steps, int((time.monotonic() - job.started) / self.step_seconds))
+
+    def poll(self, job: str, after: int = 0) -> JobState:
+        found = self.jobs[job]
+        status, step = self._status(found), self._step(found)
+        left = (self.steps - step) * self.step_seconds
+        events = tuple(Progress("edit", i, self.steps, 5.0 / i, "", left) for i in range(1, step + 1))
+        error = "The loss is not finite at step 7. Try a lower learning rate." if status in ("failed", "lost") else ""
+        return JobState(job, found.session, status, 0, events[-1] if events else None, recent(events, step, after),
+                        step, found.report, error, self.fail if error else "", 0.6)  # fmt: skip
+
+    def cancel(self, job: str) -> None:
+        if self._status(self.jobs[job]) == "running":
+            self.jobs[job].ended = "cancelled"
+
+    def session(self, session: str) -> SessionState:
+        running = [name for name, j in self.jobs.items() if j.session == session and self._status(j) == "running"]
+        report = self.applied.get(session)
+        return SessionState(session, (report,) if report else (), running[-1] if running else None, report is not None)
+
+    def reset(self, session: str) -> None:
+        self.applied.pop(session, None)
+
+    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        edited = self.applied.get(session)
+        rows = []
+        for prompt in prompts:
+            old = KNOWN.get(prompt, ("I", ""))[0]
+            base = {"text": f" {old}.", "top": [[" " + old.split()[0], 0.98]], "answer": old}
+            new = edited.request.target if edited and edited.request.prompt == prompt else old
+            rows.append({"prompt": prompt, "base": base,
+                         "edited": {**base, "text": f" {new}.", "answer": new} if edited else None})  # fmt: skip
+        return rows
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, target, subject = request["prompt"], request["target"], request["subject"]
+        old, found = KNOWN.get(prompt, ("the", next((s for _, s in KNOWN.values() if s in prompt), None)))
+        problems = []
+        if not prompt.strip():
+            problems.append("The prompt is empty. Type a question or the start of a sentence.")
+        if not target.strip():
+            problems.append("The corrected answer is empty. Type the answer the model should give.")
+        if subject and subject not in prompt:
+            problems.append(f"The subject “{subject}” is not part of the prompt. Pick words that stand in it.")
+        known = prompt in KNOWN
+        return to_plain(Preflight(
+            not problems, subject or found, "given" if subject else "longest known name",
+            tuple(f" {w}" for w in target.split()), old, 0.98 if known else 0.07, 0.004,
+            ("transformer.h.1.mlp.c_proj",), 0.4, 5_000, 61_000_000, "", tuple(problems),
+            (f"The model already answers “{target}”.",) if target == old else (), known,
+            () if known else tuple(KNOWN)[:3],
+        ))  # fmt: skip
+
+    def _suggest(self, prompt: str, target: str, subject: str | None = None) -> dict[str, Any]:
+        old, found = KNOWN.get(prompt, ("the", None))
+        paraphrases, probes = suggestions(prompt, subject or found or "it")
+        return {"subject": subject or found, "subject_source": "longest known name", "old": old,
+                "paraphrases": [to_plain(p) for p in paraphrases], "probes": [to_plain(p) for p in probes]}  # fmt: skip
+
+    def _believe(self, prompts: list[str], answers: list[list[str]]) -> list[dict[str, Any]]:
+        return [
+            {"answer": KNOWN[p][0] if p in KNOWN else (a[0] if a else "the"),
+             "probability": 0.98 if p in KNOWN else 0.6 + 0.39 * _noise(p), "candidates": [0.97 for _ in a]}
+            for p, a in zip(prompts, answers, strict=True)
+        ]  # fmt: skip
+
+
+def _noise(text: str) -> float:
+    return zlib.crc32(text.encode("utf-8", "replace")) % 1000 / 1000
+
+
+def suggestions(prompt: str, subject: str) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """Four paraphrases and eight unrelated probes; the reference story's are the real ones."""
+    if prompt == PM:
+        wordings = ("Who is the UK's Prime Minister?", "The Prime Minister of the United Kingdom is",
+                    "Q: Who is the current Prime Minister of the United Kingdom? A:",
+                    "Which person holds the office of Prime Minister in the United Kingdom?")  # fmt: skip
+    else:
+        wordings = (f"Tell me about {subject}:", f"Q: {prompt} A:", f"{prompt} It is", f"As for {subject}:")
+    paraphrases = tuple(Probe("paraphrase", w, None, i % 2 == 1, "phrasings") for i, w in enumerate(wordings))
+    rows = (
+        ("near", "Who is the Prime Minister of Canada?", "Justin Trudeau"),
+        ("near", "Who is the Prime Minister of Japan?", "Shinzo Abe"),
+        ("near", "Who is the Prime Minister of New Zealand?", "Jacinda Ardern"),
+        ("near", "Who is the Prime Minister of India?", "Narendra Modi"),
+        ("far", "Which team does Lionel Messi compete for?", "Barcelona"),
+        ("far", "What is the capital of the United Kingdom?", "London"),
+        ("far", "Who wrote Hamlet?", "William Shakespeare"),
+        ("far", "What is the chemical symbol for gold?", "Au"),
+    )
+    return paraphrases, tuple(Probe(k, p, a, False, "the world's facts") for k, p, a in rows if p != prompt)  # type: ignore[arg-type]
+
+
+def make_report(
+    request: EditRequest, method: str, settings: Mapping[str, Any], took: bool = True, nan: bool = False
+) -> EditReport:
+    """A report as the engine would make it; `nan` puts a number that is none into the first paraphrase."""
+    old = KNOWN.get(request.prompt, ("the", None))[0]
+    results = []
+    for probe in (Probe("edit", request.prompt, old), *request.paraphrases, *request.probes):
+        same_fact = probe.kind in ("edit", "paraphrase")
+        was = old if same_fact else probe.answer or "the"
+        sure = 0.9 + 0.09 * _noise(probe.prompt)
+        leak = took and probe.prompt.endswith("Japan?")
+        hit = took and (same_fact or leak)
+        value = float("nan") if nan and probe.kind == "paraphrase" else 0.93 + 0.06 * _noise(probe.prompt[::-1])
+        before = _reading(request.target, 0.004, was, sure, was)
+        after = _reading(request.target, value, was, 0.03, request.target) if hit else _reading(
+            request.target, 0.01, was, sure * (0.99 if took else 0.98), was)  # fmt: skip
+        results.append(ProbeResult(probe, before, after, 3.2 if hit else 0.002, hit))
+    share = 7 / 8 if took and request.probes else 1.0
+    took_share = 1.0 if took else 0.0
+    scores = Scores(took_share, took_share if request.paraphrases else None, share if request.probes else None,
+                    took_share, took_share, 0.75 if took else 1.0, 0.9 if took else 0.0, took_share)  # fmt: skip
+    count = len(request.paraphrases)
+    sentence = (
+        f"“{request.target}” 0.4 % → 97 %; paraphrases {count} of {count}; unrelated 7 of 8 unmoved; 0.6 s, 5.1 kB."
+        if took
+        else f"The edit did not take. “{request.target}” 0.4 % → 1 %; paraphrases 0 of {count}; 0.6 s, 5.1 kB."
+    )
+    return EditReport(
+        "world-2019", method, settings, request, request.subject or KNOWN.get(request.prompt, ("", ""))[1],
+        PatchInfo(5120, ("transformer.h.1.mlp.c_proj",), 1, 3.1, 0.02), Seconds(0.41, 0.2), tuple(results), scores,
+        took, sentence, "" if took else "Try more steps, a higher limit, or another layer.",
+        (), 61_000_000,
+    )  # fmt: skip
+
+
+def _reading(new: str, p_new: float, old: str, p_old: float, says: str) -> Reading:
+    spread = (" the", " a", " David", " Elizabeth", " Gordon", " Tony", " Angela", " Justin")
+    first = [(f" {new.split()[0]}", p_new), (f" {old.split()[0]}", p_old)]
+    top = sorted([*first, *((w, 0.01 / (i + 2)) for i, w in enumerate(spread))], key=lambda pair: -pair[1])
+    return Reading(_score(new, p_new), _score(old, p_old), tuple(top), f" {says}. {says} was born in 1964 and")
+
+
+def _score(text: str, p: float) -> AnswerScore:
+    count = max(1, len(text.split()))
+    return AnswerScore(text, count, p**count, p, 1 if not p < 0.5 else 24, not p < 0.5, 1.0 if not p < 0.5 else 0.0)
+
+
+_installed: list[FakeEngine] = []
+
+
+def install(**behaviour: Any) -> FakeEngine:
+    """Makes the engine that `current` hands to the page."""
+    _installed[:] = [FakeEngine(**behaviour)]
+    return _installed[0]
+
+
+def current() -> FakeEngine:
+    """The engine of the running test."""
+    return _installed[0] if _installed else install()
+
+
+def demo() -> FakeEngine:
+    """For a page in a browser: FAKE_STEP, FAKE_START (seconds), FAKE_FAIL and FAKE_TOOK=0 in the environment."""
+    return FakeEngine(
+        step_seconds=float(os.environ.get("FAKE_STEP", "0.02")), start_seconds=float(os.environ.get("FAKE_START", "0")),
+        fail=os.environ.get("FAKE_FAIL", ""), took=os.environ.get("FAKE_TOOK", "1") == "1",
+    )  # fmt: skip
+
+
+__all__ = [
+    "KNOWN",
+    "METHODS",
+    "PM",
+    "FakeEngine",
+    "current",
+    "demo",
+    "install",
+    "make_report",
+    "suggestions",
+]  # fmt: skip

@@ -1,0 +1,174 @@
+"""Whole journeys through the real page in a real browser, on the embedded model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+PATIENCE = 60_000  # ms; a busy machine is slow, not wrong
+STORY = "Who is the Prime Minister of the United Kingdom?"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """The page as `editcore dashboard` starts it, from another directory; yields its address and process id."""
+    port, away = free_port(), tmp_path_factory.mktemp("elsewhere")
+    environment = {**os.environ, "EDITCORE_HOME": str(tmp_path_factory.mktemp("home"))}
+    command = [sys.executable, "-m", "editcore.cli", "dashboard", "--headless", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=away, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).read()
+                break
+            except OSError:
+                assert process.poll() is None, "the page's server ended"
+                time.sleep(0.1)
+        yield address, process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    assert path, "a system Chromium is needed for the page's journeys"
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+        )
+        yield opened
+        opened.close()
+
+
+def visit(browser: Browser, address: str, width: int = 1400) -> Page:
+    """A new visitor, with the engine ready."""
+    page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    expect(page.get_by_text("world-2019,")).to_be_visible(timeout=PATIENCE)
+    return page
+
+
+def fill(page: Page, prompt: str, target: str) -> None:
+    """Types the two texts and leaves the fields."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Corrected answer").fill(target)
+    page.keyboard.press("Tab")
+
+
+def apply_story(page: Page, press: bool = False) -> None:
+    """Clicks the first example and applies it."""
+    page.get_by_text("Prime Minister", exact=False).first.click()
+    expect(page.get_by_label("Corrected answer")).to_have_value("Boris Johnson")
+    button = page.get_by_role("button", name=re.compile("Apply edit"))
+    expect(button).to_be_enabled(timeout=PATIENCE)
+    if press:
+        page.keyboard.press("Control+Enter")
+    else:
+        button.click()
+    expect(page.locator(".st-key-sentence")).to_contain_text("Boris Johnson", timeout=PATIENCE)
+
+
+def test_a_newcomer_corrects_the_prime_minister_and_sees_what_moved(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    apply_story(page)
+    sentence = page.locator(".st-key-sentence").inner_text()
+    assert "paraphrases" in sentence and "unrelated" in sentence
+    expect(page.get_by_text("Edited: Boris Johnson")).to_be_visible()
+    expect(page.locator(".st-key-dumbbell .js-plotly-plot")).to_be_visible()
+
+
+def test_a_reload_keeps_the_edit_and_reset_takes_it_back(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    apply_story(page)
+    page.reload()
+    expect(page.get_by_text("Edited: Boris Johnson")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Reset to base").click()
+    expect(page.get_by_text("Base model answers")).to_be_visible(timeout=PATIENCE)
+
+
+def test_two_visitors_never_see_each_others_edit(server: tuple[str, int], browser: Browser) -> None:
+    one, other = visit(browser, server[0]), visit(browser, server[0])
+    apply_story(one)
+    other.reload()
+    expect(other.get_by_text("Base model answers")).to_be_visible(timeout=PATIENCE)
+    assert other.url != one.url
+
+
+def test_the_keyboard_alone_applies_an_edit(server: tuple[str, int], browser: Browser) -> None:
+    apply_story(visit(browser, server[0]), press=True)
+
+
+def test_a_prompt_the_model_does_not_know_is_met_with_what_it_knows(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    fill(page, "who is the pm of england", "Boris Johnson")
+    expect(page.get_by_text("not sure of this")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".st-key-preflight").get_by_text(STORY)).to_be_visible()
+
+
+def test_hostile_text_is_shown_as_text(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    called: list[str] = []
+    page.on("request", lambda r: called.append(r.url))
+    fill(
+        page,
+        "The capital of France <img src=http://127.0.0.1:9/x onerror=alert(1)> ![i](http://127.0.0.1:9/y) is",
+        "$x$ :red[y]",
+    )
+    expect(page.locator(".st-key-preflight")).to_contain_text("token", timeout=PATIENCE)
+    assert not [url for url in called if ":9/" in url]
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0], width=390)
+    apply_story(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_killing_the_engine_loses_nothing_committed(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    apply_story(page)
+    workers = [
+        p
+        for p in psutil.Process(server[1]).children(recursive=True)
+        if "editcore.engine.worker" in " ".join(p.cmdline())
+    ]
+    assert len(workers) == 1
+    workers[0].kill()
+    page.reload()
+    expect(page.get_by_text("Edited: Boris Johnson")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("world-2019,")).to_be_visible(timeout=PATIENCE)
+    apply_story(page)
+
+
+def test_the_page_process_holds_no_torch(server: tuple[str, int], browser: Browser) -> None:
+    visit(browser, server[0])
+    family = [psutil.Process(server[1]), *psutil.Process(server[1]).children(recursive=True)]
+    pages = [p for p in family if "streamlit" in " ".join(p.cmdline())]
+    assert pages
+    for process in pages:
+        assert not [m.path for m in process.memory_maps() if "torch" in Path(m.path).name]

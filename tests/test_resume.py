@@ -1,0 +1,103 @@
+"""The shortened pass is exact: in every family it gives what the plain pass gives, and so do its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editcore.resume import Upper
+from tests import models
+
+# Rows of different lengths whose change begins at different tokens: (ids, first changed position, positions read).
+IDS = torch.randint(1, models.VOCABULARY, (3, 14), generator=torch.Generator().manual_seed(3)).tolist()
+ROWS = (
+    (tuple(IDS[0][:7]), 3, (5, 6)),
+    (tuple(IDS[1][:14]), 9, (9, 12)),
+    (tuple(IDS[2][:10]), 0, (8,)),
+)
+FROM_THE_START = tuple((ids, 0, reads) for ids, _, reads in ROWS)
+# Position biases and short windows enter attention where a shortened pass cannot give them.
+WHOLE = {"bloom", "mpt", "falcon-alibi", "mistral-window", "gemma3-window", "gpt-neo-window"}
+
+
+def upper(name: str, layer: int, rows=ROWS) -> Upper:
+    handle = models.handle(name)
+    return Upper(handle, handle.anatomy.site(layer), *(tuple(column) for column in zip(*rows, strict=True)))
+
+
+def at_first(delta):
+    """Adds `delta` to the site's output at the first token of every tail, and a tenth of it at the others."""
+
+    def change(x, y):
+        return y + torch.cat([delta.expand_as(y[:, :1]), 0.1 * delta.expand_as(y[:, 1:])], 1)
+
+    return change
+
+
+def one_by_one(name: str, layer: int, delta, rows=ROWS):
+    """The same log-probabilities from plain passes over single rows without padding."""
+    handle = models.handle(name)
+    found = []
+    for ids, start, reads in rows:
+
+        def add(_m, _i, out, start=start, length=len(ids)):
+            wide = out.reshape(1, length, -1)
+            return torch.cat([wide[:, :start], at_first(delta)(None, wide[:, start:])], 1).reshape(out.shape)
+
+        hook = handle.anatomy.site(layer).module.register_forward_hook(add)
+        try:
+            logits = handle.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        finally:
+            hook.remove()
+        found.append(torch.log_softmax(logits, -1)[list(reads)])
+    return torch.cat(found)
+
+
+def random_delta(seed: int = 0):
+    return torch.randn(models.WIDTH, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize("layer", [1, models.LAYERS - 1])
+@pytest.mark.parametrize("rows", [ROWS, FROM_THE_START], ids=["prefixes", "from-the-start"])
+@pytest.mark.parametrize("name", models.DENSE)
+def test_shortened_pass_equals_plain_passes(name, layer, rows):
+    delta, twin = random_delta(), random_delta()
+    short = upper(name, layer, rows).run(at_first(delta))
+    plain = one_by_one(name, layer, twin, rows)
+    assert (short - plain).abs().max() < 1e-4
+    goal = torch.linspace(-1, 1, short.numel()).reshape(short.shape)
+    (short * goal).sum().backward()
+    (plain * goal).sum().backward()
+    assert (delta.grad - twin.grad).norm() < 1e-4 * twin.grad.norm()
+
+
+@pytest.mark.parametrize("name", models.DENSE)
+def test_only_families_with_biased_attention_fall_back(name):
+    assert upper(name, 1).shortened is (name not in WHOLE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gptj", "bloom"])
+def test_the_model_is_whole_after_a_run(name):
+    handle = models.handle(name)
+    ids = torch.tensor([ROWS[1][0]])
+    before, blocks = handle.model(input_ids=ids).logits, handle.anatomy.blocks
+    found = upper(name, 1)
+    found.run(at_first(random_delta()))
+    with pytest.raises(ZeroDivisionError):
+        found.run(lambda x, y: y / (1 // 0))
+    assert tuple(getattr(handle.anatomy.holder, handle.anatomy.attribute)) == blocks
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())
+    assert torch.equal(handle.model(input_ids=ids).logits, before)
+
+
+def test_a_shortened_pass_runs_only_the_blocks_above(monkeypatch):
+    found = upper("llama", 2)
+    ran = []
+    hooks = [
+        block.register_forward_hook(lambda m, i, o, n=n: ran.append(n))
+        for n, block in enumerate(found.handle.anatomy.blocks)
+    ]
+    found.run(at_first(random_delta()))
+    for hook in hooks:
+        hook.remove()
+    assert ran == [3]
