@@ -1,0 +1,68 @@
+"""Widgets made from records: a method's settings become a form without anyone writing one. Knows no engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from dashboard import state
+from dashboard.text import plain
+from editcore.records import MethodInfo, SettingInfo
+
+_PER_ROW = 2
+
+
+def method_choice(methods: Sequence[MethodInfo]) -> MethodInfo:
+    """The method radio, one plain sentence each."""
+    names = [m.name for m in methods]
+    if state.value(state.METHOD) not in names:
+        state.set_widget(state.METHOD, state.DEFAULT_METHOD if state.DEFAULT_METHOD in names else names[0])
+    by_name = {m.name: m for m in methods}
+    chosen = st.radio(
+        "Method", names, key=state.METHOD, format_func=lambda n: plain(by_name[n].title),
+        captions=[plain(m.sentence) for m in methods],
+    )  # fmt: skip
+    return by_name[chosen]
+
+
+def settings_form(method: MethodInfo) -> dict[str, Any]:
+    """One widget per setting of the method; returns name -> value, None where it is left to the model."""
+    values: dict[str, Any] = {}
+    for start in range(0, len(method.settings), _PER_ROW):
+        for column, setting in zip(st.columns(_PER_ROW), method.settings[start : start + _PER_ROW], strict=False):
+            with column:
+                values[setting.name] = setting_widget(method.name, setting)
+    return values
+
+
+def setting_widget(method: str, setting: SettingInfo) -> Any:
+    """The widget for one setting."""
+    key = setting_key(method, setting.name)
+    label, tip = setting.name.replace("_", " ").capitalize(), plain(setting.help)
+    default = {} if state.known(key) else {"value": setting.default}
+    if setting.kind == "bool":
+        return st.toggle(label, key=key, help=tip, persist_state="session", **default)
+    if setting.kind == "choice":
+        index = {} if state.known(key) else {"index": setting.choices.index(setting.default)}
+        return st.selectbox(label, setting.choices, key=key, help=tip, persist_state="session", **index)
+    number = int if setting.kind == "int" else float
+    hint = "chosen for the model" if setting.optional else None
+    return st.number_input(
+        label, key=key, help=tip, placeholder=hint, persist_state="session",
+        min_value=None if setting.low is None else number(setting.low),
+        max_value=None if setting.high is None else number(setting.high),
+        step=1 if number is int else _step(setting.default), format="%d" if number is int else "%g", **default,
+    )  # fmt: skip
+
+
+def setting_key(method: str, name: str) -> str:
+    """Widget key of one setting."""
+    return f"set:{method}:{name}"
+
+
+def _step(default: float | None) -> float:
+    """A tenth to a whole of the default's size: 5e-4 moves by 1e-4."""
+    return 0.1 if not default else 10.0 ** math.floor(math.log10(abs(default)))

@@ -1,0 +1,1 @@
+"""One file per page; each runs from top to bottom whenever its page is shown."""

@@ -1,0 +1,94 @@
+"""What all visitors share: the engine's client, what the base model believes, and forms half filled in.
+
+The only file with cached things. Holds no model: the engine works in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import streamlit as st
+
+from editcore.engine.contract import Engine, Health
+from editcore.errors import EngineError
+from editcore.records import MethodInfo
+
+_DRAFTS = 200  # sessions whose half-filled form is kept
+PATIENCE = 8.0  # seconds the page waits for a short question
+
+
+def _close(engine: Engine) -> None:
+    engine.close()
+
+
+@st.cache_resource(max_entries=1, show_spinner=False, on_release=_close)
+def engine() -> Engine:
+    """The door to the model named by $EDITCORE_MODEL; EDITCORE_FAKE_ENGINE="module:function" puts another one there."""
+    fake = os.environ.get("EDITCORE_FAKE_ENGINE")
+    if fake:
+        module, _, function = fake.partition(":")
+        made: Engine = getattr(import_module(module), function)()
+        return made
+    from editcore.engine import LocalEngine
+
+    return LocalEngine(model=os.environ.get("EDITCORE_MODEL", "world-2019"))
+
+
+def health() -> Health:
+    """How the engine is; never raises."""
+    try:
+        return engine().health()
+    except EngineError as error:
+        return Health("failed", str(error), None, 0, None, 0)
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def methods() -> tuple[MethodInfo, ...]:
+    """The menu of methods."""
+    return engine().methods()
+
+
+@st.cache_data(max_entries=2000, show_spinner=False)
+def beliefs(fingerprint: str, prompts: tuple[str, ...], answers: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
+    """The base model's own answers; they never change, so each is asked once.
+
+    Args:
+        fingerprint: of the model that is asked; part of the key.
+        prompts, answers: as in the engine's "believe".
+    """
+    asked: list[dict[str, Any]] = engine().ask(
+        "believe", PATIENCE, prompts=list(prompts), answers=[list(group) for group in answers]
+    )
+    return asked
+
+
+class Drafts:
+    """Half-filled forms by session, so that a reload loses nothing typed. Forgets the longest unused."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._lock = Lock()
+
+    def keep(self, session: str, draft: Mapping[str, Any]) -> None:
+        """Replaces what was kept for this session."""
+        with self._lock:
+            self._kept[session] = dict(draft)
+            self._kept.move_to_end(session)
+            while len(self._kept) > _DRAFTS:
+                self._kept.popitem(last=False)
+
+    def find(self, session: str) -> dict[str, Any]:
+        """What was kept, or nothing."""
+        with self._lock:
+            return dict(self._kept.get(session, {}))
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def drafts() -> Drafts:
+    """The half-filled forms of this server."""
+    return Drafts()

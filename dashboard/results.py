@@ -1,0 +1,167 @@
+"""What an edit did, shown: the sentence, the scores, the charts, a table behind each and files to take away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import charts, tables
+from dashboard.text import changed_words as diff
+from dashboard.text import counted, duration, marked, percent, plain, shorten, size, visible
+from editcore.records import EditReport, ProbeResult
+
+_MEASURES = {"mean": "Per token", "joint": "Whole answer"}
+_EXPLAINED = {
+    "mean": "Per token: the geometric mean over the answer's tokens, so short and long answers compare.",
+    "joint": "Whole answer: the product over its tokens; long answers score lower by nature.",
+}
+_PERCENT = st.column_config.NumberColumn
+_CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
+
+
+def show(report: EditReport) -> None:
+    """The whole result, most important first."""
+    if not report.took:
+        st.warning(
+            f"**The edit did not take.** {plain(report.advice)}" if report.advice else "**The edit did not take.**",
+            icon=":material/report:",
+        )
+    with st.container(key="sentence"):
+        st.subheader(plain(_without_verdict(report)), anchor=False)
+    if report.took and report.advice:
+        st.info(plain(report.advice), icon=":material/lightbulb:")
+    for warning in report.warnings:
+        st.caption(f":material/info: {plain(warning)}")
+    _tiles(report)
+    _answers(report)
+    _next_tokens(report)
+    _continuations(report)
+    _how(report)
+
+
+def _without_verdict(report: EditReport) -> str:
+    """The sentence; the verdict that opens it for a failed edit already stands in the warning above."""
+    return report.sentence.removeprefix("The edit did not take. ") if not report.took else report.sentence
+
+
+def _tiles(report: EditReport) -> None:
+    frame = tables.tiles(report.scores, report.probes)
+    with st.container(horizontal=True, gap="xsmall", key="tiles"):
+        for row in frame.to_dict("records"):
+            with st.container(border=True, width="stretch", height="stretch", gap=None):
+                st.caption(f"**{row['name']}**")
+                st.subheader(_headline(row), anchor=False)
+                st.caption(row["meaning"])
+    with st.expander("Table behind the scores"):
+        _table(tables.score_list(report.scores), "scores")
+
+
+def _headline(row: dict[str, Any]) -> str:
+    if pd.isna(row["right"]):
+        return percent(row["share"])
+    return f"{row['right']} of {row['of']}"
+
+
+def _answers(report: EditReport) -> None:
+    st.markdown("##### How likely each answer is, before and after")
+    measure = st.segmented_control(
+        "Probability", list(_MEASURES), key="measure", format_func=_MEASURES.__getitem__, default="mean",
+        required=True, label_visibility="collapsed", persist_state="session",
+    )  # fmt: skip
+    frame = tables.shifts(report)
+    held = " ◆ marks wordings the model never saw with this fact." if frame["held_out"].any() else ""
+    st.caption(f"{_EXPLAINED[measure]} ○ before, ● after.{held}")
+    st.plotly_chart(
+        charts.dumbbell(frame, measure), key="dumbbell", config=_CONFIG,
+        alt="Probability of the corrected and the old answer before and after the edit, for every prompt",
+    )  # fmt: skip
+    with st.expander("Table behind this chart"):
+        _table(frame.drop(columns="index"), "answers", _shares("before", "after", "before_joint", "after_joint"))
+
+
+def _next_tokens(report: EditReport) -> None:
+    st.markdown("##### What comes next, token by token")
+    results = tables.ordered(report.probes)
+    index = st.selectbox(
+        "Prompt", range(len(results)), key="token_prompt", format_func=lambda i: visible(results[i].probe.prompt),
+        label_visibility="collapsed",
+    )  # fmt: skip
+    result: ProbeResult = results[index if index is not None and index < len(results) else 0]
+    frame = tables.next_tokens(result)
+    st.dataframe(
+        frame, hide_index=True, row_height=30, key="tokens", placeholder="n/a",
+        alt="Most likely next tokens before and after the edit",
+        column_config={
+            "rank": st.column_config.NumberColumn("#", width=36), "before": "Before",
+            "p_before": st.column_config.NumberColumn("p", format="percent"), "after": "After",
+            "p_after": st.column_config.NumberColumn("p", format="percent"), "movement": "Moved",
+        },
+    )  # fmt: skip
+    st.caption("· stands for a space. ▲ ▼: how far the right-hand token moved up or down; new: it was not listed.")
+    _downloads(frame, "next-tokens")
+
+
+def _continuations(report: EditReport) -> None:
+    st.markdown("##### What it writes on its own")
+    frame = tables.continuations(report)
+    same = int((~frame["changed"]).sum())
+    with st.container(key="continuations", gap="small"):
+        for row in frame.to_dict("records"):
+            before, after = diff(row["before"], row["after"])
+            held = "◆ " if row["held_out"] else ""
+            with st.container(gap=None):
+                st.caption(f"{tables.GROUPS[row['kind']].split(':')[0].split(' (')[0]} · {held}{plain(row['prompt'])}")
+                if row["changed"]:
+                    st.markdown(f"○ {marked(before, 'gray')}  \n● {marked(after, 'orange')}")
+                else:
+                    st.markdown(f"= {marked(after, 'gray')}")
+    st.caption(f"○ before, ● after, = unchanged ({same} of {len(frame)}). Changed words are marked.")
+    with st.expander("Table behind the continuations"):
+        _table(frame, "continuations")
+
+
+def _how(report: EditReport) -> None:
+    patch = report.patch
+    with st.expander("How it was done, and the whole report"):
+        st.text(
+            f"{report.method} on {report.model}, subject “{report.subject or 'none'}”\n"
+            f"changed: {shorten(', '.join(patch.modules), 300)}\n"
+            f"size {size(patch.bytes)}, rank {patch.rank or 'full'}, "
+            f"{percent(patch.relative_norm)} of the norm of the edited weights\n"
+            f"edit {duration(report.seconds.edit)}, measuring {duration(report.seconds.measure)}, "
+            f"preparation {duration(report.seconds.prepare)}, peak memory {size(report.peak_memory)} over the model"
+        )
+        st.dataframe(tables.effective(report.settings), hide_index=True, alt="Settings in force")
+        st.download_button(
+            "Whole report (JSON)", lambda: tables.to_json(report), "edit-report.json", "application/json",
+            key="report-json", on_click="ignore", icon=":material/download:",
+        )  # fmt: skip
+
+
+def _shares(*columns: str) -> dict[str, object]:
+    return {name: _PERCENT(name.replace("_", " "), format="percent") for name in columns}
+
+
+def _table(frame: pd.DataFrame, name: str, config: dict[str, object] | None = None) -> None:
+    st.dataframe(frame, hide_index=True, placeholder="n/a", column_config=config, alt=f"Table of {name}")
+    _downloads(frame, name)
+
+
+def _downloads(frame: pd.DataFrame, name: str) -> None:
+    kinds: tuple[tuple[str, Callable[[pd.DataFrame], bytes], str], ...] = (
+        ("csv", tables.to_csv, "text/csv"), ("json", tables.to_json, "application/json"),
+    )  # fmt: skip
+    with st.container(horizontal=True, gap="small"):
+        for suffix, build, mime in kinds:
+            st.download_button(
+                suffix.upper(), lambda build=build: build(frame), f"{name}.{suffix}", mime, key=f"{name}-{suffix}",
+                on_click="ignore", icon=":material/download:",
+            )  # fmt: skip
+
+
+def checks_line(paraphrases: int, probes: int) -> str:
+    """"4 paraphrases, 8 unrelated prompts"."""
+    return f"{counted(paraphrases, 'paraphrase')}, {counted(probes, 'unrelated prompt')}"

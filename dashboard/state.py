@@ -1,0 +1,265 @@
+"""What one visitor's page remembers between two runs. The only file that touches st.session_state and the URL.
+
+Widgets use the keys named here. Only small values are kept: ids, texts, rows; never a report, never a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import resources, tables
+from editcore.records import Probe, from_plain, to_plain
+
+PROMPT, TARGET, SUBJECT, METHOD = "prompt", "target", "subject", "method"
+EXAMPLE, NEAREST, PANE, SEARCH, PICKED = "example", "nearest", "pane", "search", "picked"
+RESULT, BELIEFS = "Result", "What it believes"
+DEFAULT_METHOD = "rome"
+_FORM = (PROMPT, TARGET, SUBJECT, METHOD)
+_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
+def open_session() -> str:
+    """The session named in the URL, or a fresh one put there; on the first run the half-filled form comes back."""
+    given = st.query_params.get("session", "")
+    session = given if _ID.fullmatch(given) else st.session_state.get("_session") or secrets.token_urlsafe(16)
+    if given != session:
+        st.query_params["session"] = session
+    if st.session_state.get("_session") != session:
+        st.session_state["_session"] = session
+        _restore(resources.drafts().find(session))
+    return str(session)
+
+
+def _restore(draft: dict[str, Any]) -> None:
+    for name in _FORM:
+        st.session_state[name] = draft.get(name, DEFAULT_METHOD if name == METHOD else "")
+    st.session_state["_auto_subject"] = draft.get("auto_subject", "")
+    st.session_state["_job"] = draft.get("job", "")
+    st.session_state["_attempt"] = draft.get("attempt") or secrets.token_hex(8)
+    for name, value in draft.get("settings", {}).items():
+        st.session_state[name] = value
+    rows = draft.get("rows")
+    if rows:
+        _put_rows(
+            [from_plain(Probe, p) for p in rows["paraphrases"]], [from_plain(Probe, p) for p in rows["probes"]],
+            rows["basis"], rows["yours"],
+        )  # fmt: skip
+
+
+def keep_draft(paraphrases: tuple[Probe, ...], probes: tuple[Probe, ...]) -> None:
+    """Remember the form beyond a reload."""
+    settings = {k: v for k, v in st.session_state.items() if isinstance(k, str) and k.startswith("set:")}
+    rows = {"paraphrases": [to_plain(p) for p in paraphrases], "probes": [to_plain(p) for p in probes],
+            "basis": basis(), "yours": rows_edited()}  # fmt: skip
+    form = {name: st.session_state.get(name, "") for name in _FORM}
+    resources.drafts().keep(st.session_state["_session"], {
+        **form, "auto_subject": st.session_state.get("_auto_subject", ""), "job": job(),
+        "attempt": attempt(), "settings": settings, "rows": rows,
+    })  # fmt: skip
+
+
+def text(name: str) -> str:
+    """What stands in a text field of the form."""
+    return str(st.session_state.get(name) or "")
+
+
+def value(name: str, default: Any = None) -> Any:
+    """What stands in any widget."""
+    return st.session_state.get(name, default)
+
+
+def known(name: str) -> bool:
+    """True when the widget has a value already."""
+    return name in st.session_state
+
+
+def fill(prompt: str, target: str) -> None:
+    """Put a question into the form; what was found for the last one is forgotten. For callbacks only."""
+    st.session_state.update({PROMPT: prompt, TARGET: target, SUBJECT: "", "_auto_subject": "", "_proposed": ""})
+    forget_rows()
+    st.session_state.pop("_error", None)
+
+
+def take(name: str) -> Any:
+    """A one-time note: read and gone."""
+    return st.session_state.pop(f"_{name}", None)
+
+
+def set_widget(name: str, content: Any) -> None:
+    """Set a widget before it is drawn."""
+    st.session_state[name] = content
+
+
+def proposed_for() -> str:
+    """What the subject was last proposed for."""
+    return str(st.session_state.get("_proposed", ""))
+
+
+def propose_subject(found: str | None, for_what: str) -> None:
+    """Put the subject found without help into its field, unless a person wrote there what still fits the prompt."""
+    current, auto = text(SUBJECT), st.session_state.get("_auto_subject", "")
+    if current == auto or current not in text(PROMPT):
+        st.session_state[SUBJECT] = found or ""
+    st.session_state["_auto_subject"], st.session_state["_proposed"] = found or "", for_what
+
+
+def corrected_subject() -> str | None:
+    """The subject a person wrote, when it fits the prompt; None when it is the found one, or empty."""
+    current = text(SUBJECT).strip()
+    written = current and current != st.session_state.get("_auto_subject")
+    return current if written and current in text(PROMPT) else None
+
+
+# The two editable tables: their start rows, a number that renews the widgets, and what they were proposed for.
+
+
+def tables_shown() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Start rows of the paraphrase and of the probe table; what the widgets add is kept by the widgets."""
+    empty = (tables.paraphrase_rows(()), tables.probe_rows(()))
+    found: tuple[pd.DataFrame, pd.DataFrame] = st.session_state.get("_rows", empty)
+    return found
+
+
+def table_keys() -> tuple[str, str]:
+    """Widget keys of the two tables; new rows come with new keys."""
+    version = st.session_state.get("_version", 0)
+    return f"paraphrases:{version}", f"probes:{version}"
+
+
+def basis() -> str:
+    """The prompt and answer the shown rows were proposed for."""
+    return str(st.session_state.get("_basis", ""))
+
+
+def rows_edited() -> bool:
+    """True when a person changed a row."""
+    edits = (st.session_state.get(key) or {} for key in table_keys())
+    return bool(st.session_state.get("_yours")) or any(
+        any(edit.get(part) for part in ("edited_rows", "added_rows", "deleted_rows")) for edit in edits
+    )
+
+
+def put_rows(paraphrases: list[Probe], probes: list[Probe], for_what: str) -> None:
+    """Show freshly proposed rows."""
+    _put_rows(paraphrases, probes, for_what, yours=False)
+
+
+def _put_rows(paraphrases: list[Probe], probes: list[Probe], for_what: str, yours: bool) -> None:
+    st.session_state["_rows"] = (tables.paraphrase_rows(paraphrases), tables.probe_rows(probes))
+    st.session_state["_version"] = st.session_state.get("_version", 0) + 1
+    st.session_state["_basis"], st.session_state["_yours"] = for_what, yours
+
+
+def forget_rows() -> None:
+    """Empty the tables, so that the next run proposes rows again."""
+    _put_rows([], [], "", yours=False)
+
+
+# Jobs, errors and questions already answered.
+
+
+def job() -> str:
+    """The job this page looks at; "" for none."""
+    return str(st.session_state.get("_job", ""))
+
+
+def watch(job_id: str) -> None:
+    """Look at this job from now on."""
+    st.session_state["_job"] = job_id
+    if job_id:
+        st.session_state[PANE] = RESULT
+
+
+def attempt() -> str:
+    """A token that stays the same until an edit has ended: with it, a double click is one job."""
+    return str(st.session_state.setdefault("_attempt", secrets.token_hex(8)))
+
+
+def next_attempt() -> None:
+    """The next click is a new edit, even with the same form."""
+    st.session_state["_attempt"] = secrets.token_hex(8)
+
+
+def first_look(job_id: str) -> bool:
+    """True the first time this job's progress is drawn."""
+    first = st.session_state.get("_looked") != job_id
+    st.session_state["_looked"] = job_id
+    return first
+
+
+def settled(job_id: str) -> bool:
+    """True the first time a finished job is seen."""
+    first = st.session_state.get("_settled") != job_id
+    st.session_state["_settled"] = job_id
+    return first
+
+
+def remember_error(kind: str, message: str) -> None:
+    """Keep an error until the form changes or the next click."""
+    st.session_state["_error"] = (kind, message, form_print())
+
+
+def error() -> tuple[str, str]:
+    """(kind, message) of the last refused click while the form still says the same; else two empty texts."""
+    kind, message, seen = st.session_state.get("_error", ("", "", ""))
+    return (kind, message) if seen == form_print() else ("", "")
+
+
+def forget_error() -> None:
+    """The next click starts clean."""
+    st.session_state.pop("_error", None)
+
+
+def form_print() -> str:
+    """A short print of everything typed."""
+    settings = {k: v for k, v in st.session_state.items() if isinstance(k, str) and k.startswith("set:")}
+    return digest([[text(name) for name in _FORM], settings])
+
+
+def remembered(name: str, content: Any) -> Any:
+    """What `once` found for this content, without asking; None when it was not asked."""
+    known_ = st.session_state.get(f"_once:{name}")
+    return known_[1] if known_ and known_[0] == digest(content) else None
+
+
+def digest(content: Any) -> str:
+    """A short print of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def once(name: str, content: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, unless the same was asked under `name` the last time; an error is not remembered."""
+    print_ = digest(content)
+    known = st.session_state.get(f"_once:{name}")
+    if known and known[0] == print_:
+        return known[1]
+    made = make()
+    st.session_state[f"_once:{name}"] = (print_, made)
+    return made
+
+
+# The browser of beliefs: what its rows would fill in, and the click on one.
+
+
+def offer(key: str, rows: list[tuple[str, str]]) -> None:
+    """The table under `key` offers these (prompt, answer) rows."""
+    st.session_state["_offer"] = (key, rows)
+
+
+def pick_offered() -> None:
+    """Fill the form from the clicked cell's row; the table then forgets the click, so the same row works again."""
+    key, rows = st.session_state.get("_offer", ("", []))
+    selection = (st.session_state.get(key) or {}).get("selection", {})
+    places = [cell[0] for cell in selection.get("cells", [])] or list(selection.get("rows", []))
+    if places and 0 <= places[0] < len(rows):
+        fill(*rows[places[0]])
+        st.session_state["_picks"] = st.session_state.get("_picks", 0) + 1
+        st.session_state["_picked_now"] = True
