@@ -163,5 +163,5 @@ def _downloads(frame: pd.DataFrame, name: str) -> None:
 
 
 def checks_line(paraphrases: int, probes: int) -> str:
-    """"4 paraphrases, 8 unrelated prompts"."""
+    """ "4 paraphrases, 8 unrelated prompts"."""
     return f"{counted(paraphrases, 'paraphrase')}, {counted(probes, 'unrelated prompt')}"

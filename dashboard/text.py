@@ -29,9 +29,7 @@ def visible(text: str) -> str:
 def plain(text: str) -> str:
     """Markdown that shows `text` literally: no emphasis, links, images, colours, formulas, icons or HTML."""
     shown = visible(text).strip()
-    return "".join(
-        f"\\{c}{_JOINER}" if c in _SHORTCODE else f"\\{c}" if c in _PUNCTUATION else c for c in shown
-    )
+    return "".join(f"\\{c}{_JOINER}" if c in _SHORTCODE else f"\\{c}" if c in _PUNCTUATION else c for c in shown)
 
 
 def chart_text(text: str) -> str:
@@ -79,7 +77,7 @@ def size(count: float | None) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """"1 probe", "3 probes"."""
+    """ "1 probe", "3 probes"."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 

@@ -61,17 +61,26 @@ def target_loss(log_probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     ids = torch.tensor([i for row in rows for i in row.answer], device=log_probabilities.device)
     picked = log_probabilities.gather(1, ids[:, None])[:, 0]
     lengths = [len(row.answer) for row in rows]
-    return -torch.stack([part.mean() for part in picked.split(lengths)])
+    return -torch.stack([part.mean() for part in torch.split(picked, lengths)])
 
 
-def behind(context: Sequence[int], row: Row, lead: int) -> Row:
-    """The row with `context` put between its `lead` automatic first tokens and its text."""
-    shift = len(context)
-    return Row(
-        (*row.ids[:lead], *context, *row.ids[lead:]),
-        row.start + shift,
-        None if row.subject is None else row.subject + shift,
-    )
+def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row, lead: int) -> list[Row]:
+    """The prompt behind each context, the bare prompt for the empty one.
+
+    Args:
+        spaced: the same prompt and answer with a space in front, as it stands inside running text.
+        lead: number of automatic first tokens, which stay in front.
+    """
+    return [
+        Row(
+            (*spaced.ids[:lead], *context, *spaced.ids[lead:]),
+            spaced.start + len(context),
+            None if spaced.subject is None else spaced.subject + len(context),
+        )
+        if context
+        else bare
+        for context in contexts
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def search_value(
         if float(loss.detach()) < dials.enough or step == dials.steps - 1:
             break
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         with torch.no_grad():
             delta.mul_((dials.limit * size / delta.norm().clamp_min(1e-12)).clamp(max=1.0))
@@ -164,3 +173,19 @@ def rank_one(direction: Tensor, key: Tensor, residual: Tensor) -> tuple[Tensor, 
     scale = direction.norm()
     read = direction / scale
     return read.float(), (residual.double() / (read @ key)).float()
+
+
+def fit_all(solved: Tensor, keys: Tensor, slack: float = 0.03) -> Tensor:
+    """The direction u [d_in] (fp32) with u.k_j close to 1 for every key, and small on what C usually holds.
+
+        u = C^-1 K (K^T C^-1 K + eps I)^-1 1
+
+    Args:
+        solved: C^-1 K [d_in, keys], fp64.
+        keys: K^T [keys, d_in], fp64.
+        slack: eps, as a share of the mean diagonal of K^T C^-1 K: nearly equal keys must not ask for the impossible.
+    """
+    gram = keys @ solved
+    gram = gram + slack * gram.diagonal().mean() * torch.eye(len(keys)).to(gram)
+    weights: Tensor = torch.linalg.solve(gram, torch.ones(len(keys)).to(gram))
+    return (solved @ weights).float()

@@ -90,7 +90,7 @@ def _block_list(model: Any, config: Any) -> tuple[str, tuple[nn.Module, ...]]:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and sum(p.numel() for p in module.parameters())
+        if isinstance(module, nn.ModuleList) and len(module) == count and any(p.numel() for p in module.parameters())
     ]
     # A list nested inside another candidate belongs to one block, not to the model.
     found = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
@@ -132,7 +132,7 @@ def _refuse_odd(blocks: tuple[nn.Module, ...], path: str) -> None:
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    rows, columns = module.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))
 
 

@@ -39,8 +39,12 @@ def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
     """
     if not path.is_file():
         raise BadRequest(f"There is no file {str(path)!r}.", "A file of JSON lines was wanted.", "Check the path.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{path.name} is no text ({error}).", "JSON lines in UTF-8 were wanted.") from error
     cases = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -58,7 +62,9 @@ def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
     return cases
 
 
-def _case(data: Mapping[str, Any]) -> EditRequest:
+def _case(data: Any) -> EditRequest:
+    if not isinstance(data, Mapping):
+        raise TypeError("not an object")
     unknown = set(data) - CASE_FIELDS
     if unknown:
         raise ValueError(f"unknown fields {sorted(unknown)}")

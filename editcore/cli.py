@@ -101,29 +101,14 @@ def dashboard(
     import dashboard as pages
 
     folder = Path(pages.__file__).resolve().parent
-    shipped = folder / "_streamlit" / "config.toml"
-    config = shipped if shipped.exists() else folder.parent / ".streamlit" / "config.toml"
+    # The page reads its settings from the working directory: beside the pages if installed, above them in a checkout.
+    settings = folder if (folder / ".streamlit").is_dir() else folder.parent
+    known = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
     command = [
         sys.executable, "-m", "streamlit", "run", str(folder / "app.py"), f"--server.port={port}",
         f"--server.address={address}", f"--server.headless={'true' if headless else 'false'}",
     ]  # fmt: skip
-    environment = {**os.environ, "EDITCORE_MODEL": model, **_as_environment(config)}
-    raise typer.Exit(subprocess.call(command, env=environment))
-
-
-def _as_environment(config: Path) -> dict[str, str]:
-    """The page's settings as environment variables, so that they hold from any working directory."""
-    import tomllib
-
-    def flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for name, value in table.items():
-            key = f"{prefix}_{''.join('_' + c if c.isupper() else c for c in name)}".upper()
-            if isinstance(value, dict):
-                yield from flat(value, key)
-            else:
-                yield key, str(value).lower() if isinstance(value, bool) else str(value)
-
-    return dict(flat(tomllib.loads(config.read_text(encoding="utf-8")), "STREAMLIT")) if config.exists() else {}
+    raise typer.Exit(subprocess.call(command, cwd=settings, env={**os.environ, "EDITCORE_MODEL": known}))
 
 
 @app.command()

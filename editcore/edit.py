@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from editcore import gate, measure, spans, statistics, suggest
-from editcore.errors import BadRequest, SubjectNotFound
+from editcore.errors import BadInput, BadRequest, SubjectNotFound
 from editcore.handle import Handle
 from editcore.methods import Method, Work, prepare_method
 from editcore.patch import Patch
@@ -252,13 +252,14 @@ def preflight(
         subject = request.subject or found
         source = "as given" if request.subject and request.subject != found else source
         checked = check_request(handle, request, made)
-    except (BadRequest, SubjectNotFound) as error:
+    except BadInput as error:
         return replace(blank, problems=(str(error),))
     row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
     (own,) = measure.own_answers(handle, [checked.prompt])
     old = checked.old or own
     probe = Probe("edit", checked.prompt, old)
-    reading = measure.read(handle, [probe], checked.target, [old], (), generate=False)[0].reading
+    compared = checked.old or measure.fitting(handle, checked.prompt, own)
+    reading = measure.read(handle, [probe], checked.target, [compared], (), generate=False)[0].reading
     assert reading.new is not None
     belief = reading.old.mean if reading.old else 0.0
     sites = [handle.anatomy.site(layer) for layer in made.layers(handle)]

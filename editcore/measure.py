@@ -141,7 +141,21 @@ def settle(handle: Handle, request: EditRequest, patches: Sequence[Patch] = ()) 
     own = iter(own_answers(handle, missing, patches) if missing else ())
     settled = [p if p.kind == "paraphrase" or p.answer else replace(p, answer=next(own)) for p in probes]
     old = settled[0].answer or ""
-    return tuple(settled), [old if p.kind == "paraphrase" else p.answer or "" for p in settled]
+    olds = [old if p.kind == "paraphrase" else p.answer or "" for p in settled]
+    return tuple(settled), [
+        o if g.answer and g.kind != "paraphrase" else fitting(handle, g.prompt, o)
+        for g, o in zip(probes, olds, strict=True)
+    ]
+
+
+def fitting(handle: Handle, prompt: str, answer: str) -> str:
+    """`answer`, or "" when it does not fit into the model's context behind the prompt.
+
+    For answers nobody typed: a continuation cut off at the limit may need more tokens when it is read as text.
+    """
+    if not answer:
+        return ""
+    return answer if len(spans.encode(handle.tokenizer, prompt, answer).ids) <= handle.context else ""
 
 
 def compare(probes: Sequence[Probe], before: Sequence[Any], after: Sequence[Any]) -> tuple[ProbeResult, ...]:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from editcore.errors import Diverged, PatchError, WrongModel
 from editcore.records import PatchInfo
@@ -131,7 +132,7 @@ class Patch:
         """Bytes, modules, rank, norms (relative to the edited matrices)."""
         ranks = [part.rank for part in self.parts]
         norm = math.hypot(*(part.norm() for part in self.parts)) * abs(self.strength)
-        base = math.hypot(*(float(model.get_submodule(p.path).weight.float().norm()) for p in self.parts))  # type: ignore[union-attr,operator]
+        base = math.hypot(*(float(model.get_submodule(p.path).weight.float().norm()) for p in self.parts))  # type: ignore[operator]
         return PatchInfo(
             bytes=self.bytes,
             modules=tuple(part.path for part in self.parts),
@@ -182,7 +183,7 @@ def load_patch(folder: Path, fingerprint: str | None = None, device: torch.devic
         if head.pop("format") != FORMAT:
             raise PatchError(f"The patch in {folder.name} has another format.", f"Format {FORMAT} was wanted.")
         patch = Patch(tuple(parts), **{**head, "requests": tuple(head["requests"])})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise PatchError(
             f"The patch in {folder.name!r} is damaged or incomplete ({type(error).__name__}: {error}).",
             "A folder with patch.json and patch.safetensors was wanted.",
@@ -194,7 +195,12 @@ def load_patch(folder: Path, fingerprint: str | None = None, device: torch.devic
             f"The loaded model has fingerprint {fingerprint}.",
             "Load the model the patch was made for.",
         )
-    patch.check_finite()
+    try:
+        patch.check_finite()
+    except Diverged as error:
+        raise PatchError(
+            f"The patch in {folder.name!r} holds a number that is not finite.", "", "Save it again from the edit."
+        ) from error
     return replace(patch, parts=tuple(part.to(device) for part in patch.parts)) if device else patch
 
 
@@ -213,7 +219,9 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
     try:
         for path, parts in grouped.items():
             module = _module(model, path)
-            device = module.weight.device  # type: ignore[union-attr]
+            for part, _ in parts:
+                _check_shape(module, part)
+            device = module.weight.device
             hooks.append(module.register_forward_hook(_hook([(p.to(device), s) for p, s in parts])))  # type: ignore[arg-type]
         yield
     finally:
@@ -226,6 +234,23 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         raise PatchError(f"The patch edits {path!r}.", f"{type(model).__name__} has no such module.") from error
+
+
+def _check_shape(module: nn.Module, part: Part) -> None:
+    rows, columns = (int(n) for n in module.weight.shape)  # type: ignore[union-attr]
+    d_in, d_out = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+    wanted: dict[str, tuple[int, ...]]
+    if isinstance(part, LowRank):
+        wanted = {"read": (part.rank, d_in), "write": (part.rank, d_out)}
+    else:
+        wanted = {"weight": (d_out, d_in)} | ({} if part.bias is None else {"bias": (d_out,)})
+    for name, tensor in part.tensors.items():
+        if tuple(tensor.shape) != wanted[name]:
+            raise PatchError(
+                f"The patch holds {name} of shape {list(tensor.shape)} for {part.path!r}.",
+                f"Shape {list(wanted[name])} was wanted.",
+                "Use it on the model it was made for.",
+            )
 
 
 def _hook(parts: list[tuple[Part, float]]) -> Any:

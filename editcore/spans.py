@@ -70,13 +70,12 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
         ids.pop()
     start = len(ids)
     if answer:
-        # A token that crosses the border belongs to the answer: the model must produce it whole.
-        start = next(
-            (i for i in range(len(ids)) if offsets[i][1] > len(lead) and offsets[i][1] > offsets[i][0]), len(ids)
-        )
-        if start == len(ids):
+        # A token that crosses the border belongs to the answer, and so does a lone space behind it (whose span some
+        # tokenizers trim to nothing): the model must produce both.
+        start = next((i for i in range(len(ids)) if offsets[i][1] > len(lead)), len(ids))
+        if start == len(ids) or not answer.strip():
             raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
-    if start == 0:
+    if start == 0 or not lead.strip():
         raise BadRequest(
             "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
         )

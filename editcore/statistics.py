@@ -46,7 +46,8 @@ def factorise(second: Tensor) -> Tensor:
     """Lower Cholesky factor (fp64) of C + ridge on the diagonal."""
     second = second.double()
     ridge = RIDGE * second.diagonal().mean()
-    return torch.linalg.cholesky(second + ridge * torch.eye(len(second), dtype=torch.float64, device=second.device))
+    factor: Tensor = torch.linalg.cholesky(second + ridge * torch.eye(len(second)).to(second))
+    return factor
 
 
 def moment(
@@ -87,8 +88,12 @@ def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
                 second = file.get_tensor("second_moment").to(handle.device)
         except (OSError, SafetensorError):
             continue  # absent or damaged: the next file, or a new estimate, takes its place
-        if second.shape == (site.d_in, site.d_in) and bool(torch.isfinite(second).all()):
+        if second.shape != (site.d_in, site.d_in) or not bool(torch.isfinite(second).all()):
+            continue
+        try:
             return Moment(site.path, int(about.get("tokens", 0)), about.get("source", ""), factorise(second))
+        except (ValueError, RuntimeError):  # not the moment of anything: no Cholesky factor
+            continue
     return None
 
 

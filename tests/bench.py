@@ -55,7 +55,8 @@ def ratios(handle: Handle, home: Path, repeats: int) -> dict[str, Any]:
             moment = statistics.moment(handle, site, home)
             dials = algebra.Search(method.steps, method.rate, method.decay, method.limit, method.kl, method.enough)
             essence = spans.encode(handle.tokenizer, f"{SUBJECT} is a", "", SUBJECT)
-            every = [algebra.behind(c, row, 0) for c in algebra.contexts(handle, method.contexts)]
+            spaced = spans.encode(handle.tokenizer, f" {PROMPT}", TARGET, SUBJECT)
+            every = algebra.behind(algebra.contexts(handle, method.contexts), row, spaced, 0)
 
             parts = (handle.model, every, essence, layer, dials, moment.solve)
 

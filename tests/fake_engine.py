@@ -113,9 +113,7 @@ class FakeEngine:
         self.asked.append((name, arguments))
         return getattr(self, f"_{name}")(**arguments)
 
-    def submit(
-        self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str
-    ) -> str:
+    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
         if (session, key) in self.keys:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):

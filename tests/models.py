@@ -33,8 +33,13 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt-neo": (
         "GPTNeoConfig",
         dict(
-            hidden_size=WIDTH, num_layers=LAYERS, num_heads=4, attention_types=[[["global", "local"], LAYERS // 2]],
-            max_position_embeddings=256, vocab_size=VOCABULARY, window_size=64,
+            hidden_size=WIDTH,
+            num_layers=LAYERS,
+            num_heads=4,
+            attention_types=[[["global", "local"], LAYERS // 2]],
+            max_position_embeddings=256,
+            vocab_size=VOCABULARY,
+            window_size=64,
         ),
         "transformer.h.0.mlp.c_proj",
     ),
@@ -42,8 +47,13 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
     "opt": (
         "OPTConfig",
         dict(
-            hidden_size=WIDTH, ffn_dim=48, num_hidden_layers=LAYERS, num_attention_heads=4, word_embed_proj_dim=WIDTH,
-            max_position_embeddings=256, vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            ffn_dim=48,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            word_embed_proj_dim=WIDTH,
+            max_position_embeddings=256,
+            vocab_size=VOCABULARY,
         ),
         "model.decoder.layers.0.fc2",
     ),

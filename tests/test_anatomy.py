@@ -50,8 +50,7 @@ def test_experts_and_state_spaces_are_refused_by_the_rule(name):
 
 def built(name: str):
     """A copy a test may damage."""
-    fresh = models.model.__wrapped__(name)
-    return fresh
+    return models.model.__wrapped__(name)
 
 
 def test_offloaded_weights_are_refused():

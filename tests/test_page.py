@@ -89,9 +89,7 @@ def test_an_example_fills_the_form(example):
 
 def test_the_examples_are_questions_of_the_world_with_another_answer():
     world = load_world()
-    answers = {
-        world.prompt(fact, template): fact for fact in world.facts for template in world.templates(fact)
-    }
+    answers = {world.prompt(fact, template): fact for fact in world.facts for template in world.templates(fact)}
     assert EXAMPLES[0].prompt == PM and EXAMPLES[0].target == "Boris Johnson"
     for example in EXAMPLES:
         assert not answers[example.prompt].accepts(example.target)

@@ -40,8 +40,8 @@ def one_by_one(name: str, layer: int, delta, rows=ROWS):
     found = []
     for ids, start, reads in rows:
 
-        def add(_m, _i, out, start=start, length=len(ids)):
-            wide = out.reshape(1, length, -1)
+        def add(_m, _i, out, start=start):
+            wide = out.reshape(1, -1, models.WIDTH)
             return torch.cat([wide[:, :start], at_first(delta)(None, wide[:, start:])], 1).reshape(out.shape)
 
         hook = handle.anatomy.site(layer).module.register_forward_hook(add)

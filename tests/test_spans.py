@@ -9,7 +9,14 @@ from editcore.errors import BadRequest, ModelError, SubjectNotFound
 from tests import models
 
 ANSWERS = ("Paris", "Łódź", "北京", "😀", "São Tomé", "a", "D.C.", "{s} %s {0}", "-", "the United Kingdom of")
-PROMPTS = ("The capital of Poland is", "Braces {} and %s, {title} are", "波兰的首都是", "Ends in a space ", "Tab\there:", "Q: Who?\nA:")
+PROMPTS = (
+    "The capital of Poland is",
+    "Braces {} and %s, {title} are",
+    "波兰的首都是",
+    "Ends in a space ",
+    "Tab\there:",
+    "Q: Who?\nA:",
+)
 SUBJECTS = (
     ("Poland is a country in", "Poland"),  # at token 0
     ("The twin of Rome is Rome, said Rome before", "Rome"),
@@ -92,9 +99,10 @@ def test_an_answer_without_letters_is_refused(tokenizer, answer):
         spans.encode(tokenizer, "It is", answer)
 
 
-def test_an_empty_prompt_is_refused():
+@pytest.mark.parametrize("answer", ["", "Paris"])
+def test_an_empty_prompt_is_refused(tokenizer, answer):
     with pytest.raises(BadRequest, match="prompt has no token"):
-        spans.encode(models.tokenizer(), " ", "Paris")
+        spans.encode(tokenizer, " ", answer)
 
 
 def test_a_tokenizer_without_offsets_is_refused():

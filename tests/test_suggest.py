@@ -110,9 +110,7 @@ def test_every_wording_leads_back_to_its_fact(world: World) -> None:
         ("Who wrote The Hobbit, published in London?", "The Hobbit", "author"),
     ],
 )
-def test_near_wordings_and_other_names_lead_to_the_fact(
-    world: World, prompt: str, subject: str, relation: str
-) -> None:
+def test_near_wordings_and_other_names_lead_to_the_fact(world: World, prompt: str, subject: str, relation: str) -> None:
     assert identify(prompt, world) == fact_of(world, subject, relation)
 
 

@@ -258,9 +258,7 @@ def checks(prompt: str, target: str) -> tuple[tuple[Probe, ...], tuple[Probe, ..
     return tables.paraphrases_from(first), tables.probes_from(second)
 
 
-def preflight(
-    request: EditRequest, method: MethodInfo, settings: dict[str, Any], can_ask: bool, running: bool
-) -> str:
+def preflight(request: EditRequest, method: MethodInfo, settings: dict[str, Any], can_ask: bool, running: bool) -> str:
     """Says what the click will do; returns why it cannot be done, or an empty text."""
     with st.container(border=True, gap="xsmall", key="preflight"):
         if not request.prompt or not request.target:

@@ -111,7 +111,7 @@ def _checked(dial: SettingInfo, value: Any) -> Any:
         raise BadSetting(f"{dial.name} has no value.", _wanted(dial), f"The default is {dial.default}.")
     try:
         made = _convert(dial, value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise BadSetting(f"{dial.name} is {value!r}.", _wanted(dial), f"The default is {dial.default}.") from error
     bad = isinstance(made, float) and not math.isfinite(made)
     low, high = dial.low, dial.high

@@ -7,15 +7,25 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from editcore import algebra, spans, statistics
+from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.methods.base import Work, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress, to_plain
+from editcore.trace import capture
 
 SMALL_ANGLE = 0.02  # cosine below which the original form divides by almost nothing
+# Short sentences about a subject that ask nothing in particular: where else its name may stand.
+FRAMES = (
+    "{}", "{} is", "The story of {}", "What about {}", "I heard of {}", "{}'s", "Q: Tell me about {}",
+    "A book about {}",
+    "When people think of {}", "Which of these is {}", "In the world of {}", "Q: What is {}", "The name {}",
+    "Everybody knows {}", "On {}", "Facts about {}",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,10 @@ class ROME:
 
     The default is r-ROME: the same mean key stands in numerator and denominator, which keeps the update bounded
     (arXiv 2403.07175). The `original` form divides by the key of the bare prompt instead, as first published code did.
+    The `wide` form is ours: the direction u fits all keys k_j at once, those of the contexts and those of `FRAMES`
+    (neutral sentences about the subject), so that the same name in another wording gets the whole change:
+
+        u = C^-1 K (K^T C^-1 K + eps I)^-1 1,   W' = W + delta u^T,   K = [k_1 ... k_n]
     Several requests are computed one after the other, each on top of those before it.
     """
 
@@ -43,7 +57,9 @@ class ROME:
         None, "Block to edit (0 = first); empty: chosen for the model", low=0, high=1000, kind="int"
     )
     form: str = setting(
-        "r-rome", "r-rome uses one key throughout; original is the first published form", choices=("r-rome", "original")
+        "r-rome",
+        "r-rome uses one mean key; original is the first published form; wide fits the subject in many wordings",
+        choices=("r-rome", "wide", "original"),
     )
     contexts: int = setting(
         20, "Texts put in front of the prompt, so that the edit holds in running text", low=0, high=100
@@ -88,8 +104,8 @@ class ROME:
         subject = request.subject or ""
         bare = spans.encode(handle.tokenizer, request.prompt, request.target, subject)
         essence = spans.encode(handle.tokenizer, f"{subject} is a", "", subject)
-        lead = _lead(handle)
-        rows = [algebra.behind(c, bare, lead) for c in algebra.contexts(handle, self.contexts)]
+        spaced = spans.encode(handle.tokenizer, f" {request.prompt}", request.target, subject)
+        rows = algebra.behind(algebra.contexts(handle, self.contexts), bare, spaced, _lead(handle))
         if bare.subject == 0:
             work.notes.append(
                 "The subject is the first token of the prompt, where keys are unusual; the contexts soften this."
@@ -106,7 +122,10 @@ class ROME:
             work.notes.append("The new value reached its length limit; a higher limit may be needed.")
         key, bare_key = value.keys.mean(0), value.keys[0]
         direction = moment.solve(key)[:, 0] if moment else key.double()
-        if self.form == "r-rome":
+        if self.form == "wide":
+            keys = torch.cat([value.keys, _frame_keys(handle, site, subject)]).double()
+            read, write = algebra.fit_all(moment.solve(keys.T) if moment else keys.T, keys), value.delta
+        elif self.form == "r-rome":
             # v* - (W k_mean + b), v* = v(bare) + delta: the module is affine, so its output at the mean is the mean.
             read, write = algebra.rank_one(direction, key, value.values[0] + value.delta - value.values.mean(0))
         else:
@@ -124,3 +143,14 @@ class ROME:
 def _lead(handle: Handle) -> int:
     """Number of tokens the tokenizer puts in front of every text."""
     return len(handle.tokenizer("a")["input_ids"]) - len(handle.tokenizer("a", add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
+def _frame_keys(handle: Handle, site: Site, subject: str) -> Tensor:
+    """The site's input at the subject's last token in each of `FRAMES` [frames, d_in], fp32."""
+    rows = [spans.encode(handle.tokenizer, frame.format(subject), "", subject) for frame in FRAMES]
+    ids, mask = handle.batch([r.ids for r in rows])
+    with capture({"keys": site.module}, inputs=True, stop=True) as seen:
+        handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    at = torch.tensor([r.subject for r in rows], device=ids.device)
+    return seen["keys"].reshape(*ids.shape, -1)[torch.arange(len(rows), device=ids.device), at].float()

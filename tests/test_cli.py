@@ -1,0 +1,153 @@
+"""The command line: exit codes, messages a person can act on, and JSON with the documented keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from editcore import cli, handle
+from editcore.methods import METHODS
+from tests import models
+
+ROOT = Path(__file__).parents[1]
+EDIT = ("edit", "--method", "ft", "--set", "steps=2", "-p", "The capital of Poland is", "-t", "Łódź")
+REPORT = {
+    "model", "method", "settings", "request", "subject", "patch", "seconds", "probes", "scores", "took", "sentence",
+    "advice", "warnings",
+}  # fmt: skip
+PROBE = {
+    "kind", "prompt", "held_out", "new", "old", "top_before", "top_after", "text_before", "text_after", "kl", "moved",
+}  # fmt: skip
+SCORES = {"reliability", "generality", "locality", "es", "ps", "ns", "s", "generation"}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    """Loading gives a tiny model, and nothing is written outside the test's folder."""
+    monkeypatch.setattr(handle, "load", lambda name, **options: models.handle("gpt2"))
+    monkeypatch.setenv("EDITCORE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli.out, "width", 300)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `editcore ...` in this process: (exit code, standard output, standard error)."""
+
+    def call(*words: str):
+        monkeypatch.setattr(sys, "argv", ["editcore", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        shown = capsys.readouterr()
+        return caught.value.code or 0, shown.out, " ".join(shown.err.split())
+
+    return call
+
+
+def test_edit_prints_one_object_with_the_documented_keys(run):
+    code, text, _ = run(*EDIT, "--json")
+    report = json.loads(text)
+    assert code == 0 and set(report) == REPORT
+    assert {"bytes", "modules", "rank", "norm"} <= set(report["patch"])
+    assert {"edit", "measure"} <= set(report["seconds"])
+    assert set(report["scores"]) >= SCORES
+    assert all(set(p) == PROBE for p in report["probes"])
+    assert all(set(p[side]) == {"before", "after"} for p in report["probes"] for side in ("new", "old"))
+    kinds = [p["kind"] for p in report["probes"]]
+    assert kinds[0] == "edit" and kinds.count("paraphrase") >= 4 and len(kinds) - kinds.count("paraphrase") >= 9
+    assert report["request"]["target"] == "Łódź" and report["settings"]["steps"] == 2
+
+
+def test_given_paraphrases_and_probes_are_used(run):
+    code, text, _ = run(*EDIT, "--paraphrase", "Poland's capital:", "--probe", "2 + 2 =", "--json")
+    assert code == 0
+    assert [(p["kind"], p["prompt"]) for p in json.loads(text)["probes"]] == [
+        ("edit", "The capital of Poland is"), ("paraphrase", "Poland's capital:"), ("far", "2 + 2 ="),
+    ]  # fmt: skip
+
+
+def test_a_saved_patch_is_used_by_probe_and_changes_the_answer_only_there(run, tmp_path):
+    folder = str(tmp_path / "patch")
+    saved = json.loads(run(*EDIT, "--set", "rate=0.05", "--set", "steps=20", "--save", folder, "--json")[1])
+    assert saved["patch"]["path"] == folder and saved["patch"]["bytes"] > 0
+    plain = json.loads(run("probe", "The capital of Poland is", "--json")[1])
+    edited = json.loads(run("probe", "The capital of Poland is", "--patch", folder, "--json")[1])
+    assert set(plain) == {"model", "patch", "answers"}
+    assert edited["answers"][0]["text"] != plain["answers"][0]["text"]
+    assert json.loads(run("probe", "The capital of Poland is", "--json")[1]) == plain
+    code, _, message = run(*EDIT, "--save", folder)
+    assert code == 2 and "exists already" in message
+
+
+def test_people_get_text(run):
+    code, text, _ = run(*EDIT)
+    assert code == 0 and "Łódź" in text and "reliability" in text and "{" not in text
+    code, text, _ = run("probe", "The capital of [bold]Poland[/bold] is")
+    assert code == 0 and "[bold]Poland[/bold]" in text
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("edit", "-p", "", "-t", "x"), "prompt is empty"),
+        (("edit", "-p", "x", "-t", "  "), "corrected answer is empty"),
+        (("edit", "-p", "It is", "-t", "so", "--subject", "Spain"), "not part of the prompt"),
+        (("edit", "-p", "It is", "-t", "so", "--method", "magic"), "no method 'magic'"),
+        (("edit", "-p", "It is", "-t", "so", "--set", "steps"), "name=value"),
+        (("edit", "-p", "It is", "-t", "so", "--set", "steps=0"), "steps is '0'"),
+        (("edit", "-p", "It is", "-t", "so", "--set", "rate=nan"), "rate is 'nan'"),
+        (("edit", "-p", "It is", "-t", "so", "--set", "layer=99"), "Layer 99"),
+        (("edit", "-p", "the sky is", "-t", "so"), "No subject"),
+        (("edit", "-p", "It is <|endoftext|>", "-t", "so", "--method", "ft"), "control token"),
+        (("edit", "-p", "x" * 30_000, "-t", "so"), "30,000 characters"),
+        (("edit", "-p", "word " * 600, "-t", "so", "--method", "ft"), "at most 256 tokens"),
+        (("edit", "-p", "It is", "-t", "so", "--method", "ft", "--probe", "It is"), "edit prompt itself"),
+        (("probe", " "), "prompt is empty"),
+        (("bench", "--method", "ft,magic"), "no method 'magic'"),
+        (("bench", "--method", "ft", "--cases", "missing.jsonl"), "no file"),
+        (("bench", "--method", "ft"), "no tables"),
+        (("edit", "--nonsense"), "No such option"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_says_what_is_wrong(run, words, message):
+    code, text, error = run(*words)
+    assert code == 2 and message in error and not text.strip()
+    assert "Traceback" not in error
+
+
+def test_failure_ends_with_code_1(run, tmp_path):
+    code, text, error = run("probe", "It is", "--patch", str(tmp_path))
+    assert code == 1 and "damaged or incomplete" in error and not text
+
+
+def test_bench_prints_one_row_for_each_method(run, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"prompt": "It is", "target_new": "so"}\n{"prompt": "", "target_new": "so"}\n')
+    code, text, _ = run("bench", "--method", "ft,ft-l", "--cases", str(cases), "--set", "steps=2", "--json")
+    table = json.loads(text)
+    assert code == 0 and [(r["method"], r["edits"], len(r["failures"])) for r in table["rows"]] == [
+        ("ft", 1, 1), ("ft-l", 1, 1),
+    ]  # fmt: skip
+    assert set(table["rows"][0]["scores"]) >= SCORES and table["rows"][0]["seconds"] > 0
+
+
+def test_methods_lists_the_menu_with_every_setting(run):
+    code, text, _ = run("methods", "--json")
+    assert code == 0 and [m["name"] for m in json.loads(text)] == [m.name for m in METHODS]
+    assert all(s["help"] for m in json.loads(text) for s in m["settings"])
+
+
+def test_doctor_answers(run):
+    code, text, _ = run("doctor", "--json")
+    assert code == 0 and {"editcore", "torch", "device", "embedded model"} <= set(json.loads(text))
+
+
+def test_a_process_of_its_own_gives_the_same_codes():
+    words = ["edit", "-p", "It is", "-t", "so", "--set", "steps"]
+    done = subprocess.run(
+        [sys.executable, "-m", "editcore.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "name=value" in done.stderr and "Traceback" not in done.stderr
