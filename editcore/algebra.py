@@ -175,17 +175,18 @@ def rank_one(direction: Tensor, key: Tensor, residual: Tensor) -> tuple[Tensor, 
     return read.float(), (residual.double() / (read @ key)).float()
 
 
-def fit_all(solved: Tensor, keys: Tensor, slack: float = 0.03) -> Tensor:
-    """The direction u [d_in] (fp32) with u.k_j close to 1 for every key, and small on what C usually holds.
+def fit_all(solved: Tensor, keys: Tensor, wanted: Tensor, slack: float = 0.01) -> Tensor:
+    """The direction u [d_in] (fp32) with u.k_j close to t_j for every key, and small on what C usually holds.
 
-        u = C^-1 K (K^T C^-1 K + eps I)^-1 1
+        u = C^-1 K (K^T C^-1 K + eps I)^-1 t
 
     Args:
         solved: C^-1 K [d_in, keys], fp64.
         keys: K^T [keys, d_in], fp64.
+        wanted: t [keys], fp64.
         slack: eps, as a share of the mean diagonal of K^T C^-1 K: nearly equal keys must not ask for the impossible.
     """
     gram = keys @ solved
     gram = gram + slack * gram.diagonal().mean() * torch.eye(len(keys)).to(gram)
-    weights: Tensor = torch.linalg.solve(gram, torch.ones(len(keys)).to(gram))
+    weights: Tensor = torch.linalg.solve(gram, wanted)
     return (solved @ weights).float()

@@ -40,10 +40,11 @@ class ROME:
 
     The default is r-ROME: the same mean key stands in numerator and denominator, which keeps the update bounded
     (arXiv 2403.07175). The `original` form divides by the key of the bare prompt instead, as first published code did.
-    The `wide` form is ours: the direction u fits all keys k_j at once, those of the contexts and those of `FRAMES`
-    (neutral sentences about the subject), so that the same name in another wording gets the whole change:
+    The `wide` form is ours: the direction u fits the keys k_j of every token at once, in the contexts and in `FRAMES`
+    (neutral sentences about the subject), so that the same name in another wording gets the whole change and its
+    neighbours none:
 
-        u = C^-1 K (K^T C^-1 K + eps I)^-1 1,   W' = W + delta u^T,   K = [k_1 ... k_n]
+        u = C^-1 K (K^T C^-1 K + eps I)^-1 t,   W' = W + delta u^T,   K = [k_1 ... k_n],   t_j = 1 at the subject or 0
     Several requests are computed one after the other, each on top of those before it.
     """
 
@@ -123,8 +124,9 @@ class ROME:
         key, bare_key = value.keys.mean(0), value.keys[0]
         direction = moment.solve(key)[:, 0] if moment else key.double()
         if self.form == "wide":
-            keys = torch.cat([value.keys, _frame_keys(handle, site, subject)]).double()
-            read, write = algebra.fit_all(moment.solve(keys.T) if moment else keys.T, keys), value.delta
+            keys, wanted = _wide_keys(handle, site, rows, subject)
+            solved = moment.solve(keys.T) if moment else keys.T
+            read, write = algebra.fit_all(solved, keys, wanted), value.delta
         elif self.form == "r-rome":
             # v* - (W k_mean + b), v* = v(bare) + delta: the module is affine, so its output at the mean is the mean.
             read, write = algebra.rank_one(direction, key, value.values[0] + value.delta - value.values.mean(0))
@@ -146,11 +148,19 @@ def _lead(handle: Handle) -> int:
 
 
 @torch.no_grad()
-def _frame_keys(handle: Handle, site: Site, subject: str) -> Tensor:
-    """The site's input at the subject's last token in each of `FRAMES` [frames, d_in], fp32."""
-    rows = [spans.encode(handle.tokenizer, frame.format(subject), "", subject) for frame in FRAMES]
-    ids, mask = handle.batch([r.ids for r in rows])
+def _wide_keys(handle: Handle, site: Site, rows: Sequence[spans.Row], subject: str) -> tuple[Tensor, Tensor]:
+    """The site's inputs at every token of `rows` and `FRAMES` [tokens, d_in], fp64, and the reading wanted of each.
+
+    1 at the subject's last token, 0 at any other token; the same token elsewhere is left out.
+    """
+    frames = [spans.encode(handle.tokenizer, frame.format(subject), "", subject) for frame in FRAMES]
+    every = [*rows, *frames]
+    ids, mask = handle.batch([r.ids for r in every])
     with capture({"keys": site.module}, inputs=True, stop=True) as seen:
         handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    at = torch.tensor([r.subject for r in rows], device=ids.device)
-    return seen["keys"].reshape(*ids.shape, -1)[torch.arange(len(rows), device=ids.device), at].float()
+    line = torch.arange(len(every), device=ids.device)
+    at = torch.tensor([r.subject for r in every], device=ids.device)
+    wanted = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
+    wanted[line, at] = 1.0
+    kept = mask.bool() & ((ids != ids[line, at][:, None]) | (wanted > 0))
+    return seen["keys"].reshape(*ids.shape, -1)[kept].double(), wanted[kept]
