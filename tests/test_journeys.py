@@ -69,7 +69,7 @@ def visit(browser: Browser, address: str, width: int = 1400) -> Page:
     page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
     page.set_default_timeout(PATIENCE)
     page.goto(address)
-    expect(page.get_by_text("world-2019,")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("million parameters")).to_be_visible(timeout=PATIENCE)
     return page
 
 
@@ -161,7 +161,7 @@ def test_killing_the_engine_loses_nothing_committed(server: tuple[str, int], bro
     workers[0].kill()
     page.reload()
     expect(page.get_by_text("Edited: Boris Johnson")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_text("world-2019,")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("million parameters")).to_be_visible(timeout=PATIENCE)
     apply_story(page)
 
 

@@ -69,6 +69,7 @@ class LocalEngine:
     def __init__(
         self, model: str = "world-2019", home: Path | None = None, desk: str | None = None, backoff: float = 0.2
     ) -> None:
+        self._name = model
         self._home = (home or home_dir()).absolute()
         self._command = [sys.executable, "-m", "editcore.engine.worker", "--model", model, "--home", str(self._home)]
         self._command += ["--desk", desk] if desk else []
@@ -117,7 +118,7 @@ class LocalEngine:
         """See `Engine.methods`."""
         from editcore.engine.menu import method_menu  # late: that module is also run as a program
 
-        return method_menu()
+        return method_menu(self._name)
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """See `Engine.ask`."""

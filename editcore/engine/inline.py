@@ -31,7 +31,7 @@ class InlineEngine:
     """
 
     def __init__(self, model: str = "world-2019", home: Path | None = None, open_desk: OpenDesk | None = None) -> None:
-        folder = home or home_dir()
+        folder, self._name = home or home_dir(), model
         self._room = Room(lambda: (open_desk or _real_desk())(model, folder), SessionStore(folder))
         self._room.start()
         self._closed = False
@@ -44,7 +44,7 @@ class InlineEngine:
         """See `Engine.methods`."""
         from editcore.engine.menu import method_menu  # late: that module is also run as a program
 
-        return method_menu()
+        return method_menu(self._name)
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """See `Engine.ask`."""

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from editcore.engine import wire
 from editcore.records import MethodInfo, from_plain, to_plain
+from editcore.tuning import tuned
 
 TABLE = Path(__file__).with_name("methods.json")
 
 
-@lru_cache(maxsize=1)
-def method_menu() -> tuple[MethodInfo, ...]:
-    """The stored menu."""
-    return tuple(from_plain(MethodInfo, row) for row in wire.loads(TABLE.read_bytes()))
+@lru_cache(maxsize=8)
+def method_menu(model: str = "") -> tuple[MethodInfo, ...]:
+    """The stored menu; with a model's name, with the defaults that suit it."""
+    return tuple(tuned(from_plain(MethodInfo, row), model) for row in wire.loads(TABLE.read_bytes()))
 
 
 def described_menu() -> tuple[MethodInfo, ...]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from editcore.assets import assets_root
 from editcore.errors import BadSetting, UnknownMethod
 from editcore.handle import Handle
 from editcore.methods.base import Method, Work, checked, describe
@@ -15,11 +12,12 @@ from editcore.methods.ft import FT
 from editcore.methods.ft_l import FTL
 from editcore.methods.rome import ROME
 from editcore.records import MethodInfo
+from editcore.tuning import tuned_settings
 
 METHODS: tuple[type[Method], ...] = (ROME, FT, FTL)
 PRESETS = ("tuned", "published")
 
-__all__ = ["METHODS", "PRESETS", "Method", "Work", "find_method", "menu", "prepare_method", "tuned_settings"]
+__all__ = ["METHODS", "PRESETS", "Method", "Work", "find_method", "menu", "prepare_method"]
 
 
 def find_method(name: str) -> type[Method]:
@@ -37,15 +35,6 @@ def find_method(name: str) -> type[Method]:
 def menu() -> tuple[MethodInfo, ...]:
     """Every method as plain data."""
     return tuple(describe(method) for method in METHODS)
-
-
-def tuned_settings(model: str, method: str) -> dict[str, Any]:
-    """Settings for a known model, from data; empty for an unknown one. Patterns match the end of the model's name."""
-    for path in sorted((assets_root() / "settings").glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if any(re.search(rf"(^|/){pattern}$", model, re.IGNORECASE) for pattern in data["models"]):
-            return dict(data["methods"].get(method, {}))
-    return {}
 
 
 def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> Method:
