@@ -99,7 +99,7 @@ def _axes(figure: go.Figure, rows: pd.DataFrame, height: float) -> None:
     labels = [chart_text(shorten(answer, _ANSWER_WIDTH)) for answer in rows["answer"]] if len(rows) else []
     figure.update_yaxes(
         range=[height, 0], tickvals=list(rows["y"]), ticktext=labels, showgrid=False, zeroline=False, fixedrange=True,
-        tickfont={"size": 12},
+        automargin=False, tickfont={"size": 12},
     )  # fmt: skip
 
 

@@ -123,6 +123,8 @@ def run_edit(
         seconds = Seconds(edit_seconds, read_once + time.monotonic() - began, prepared)
     results = measure.compare(probes, before, after)
     scores = measure.score(results, request.target)
+    if not generate:
+        scores = replace(scores, generation=None)
     info = patch.info(handle.model)
     took = took_hold(results, request.target, generate)
     return patch, EditReport(

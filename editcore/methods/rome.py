@@ -18,6 +18,7 @@ from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress, to_plain
 from editcore.trace import capture
 
+NOT_ENOUGH = 0.7  # nats: a search that ends above this has not made the answer likely
 SMALL_ANGLE = 0.02  # cosine below which the original form divides by almost nothing
 # Short sentences about a subject that ask nothing in particular: where else its name may stand.
 FRAMES = (
@@ -119,7 +120,7 @@ class ROME:
 
         dials = algebra.Search(self.steps, self.rate, self.decay, self.limit, self.kl, self.enough)
         value = algebra.search_value(handle, site, rows, essence, dials, listen)
-        if value.clamped:
+        if value.clamped and value.loss > NOT_ENOUGH:
             work.notes.append("The new value reached its length limit; a higher limit may be needed.")
         key, bare_key = value.keys.mean(0), value.keys[0]
         direction = moment.solve(key)[:, 0] if moment else key.double()
