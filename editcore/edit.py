@@ -255,7 +255,8 @@ def preflight(
         source = "as given" if request.subject and request.subject != found else source
         checked = check_request(handle, request, made)
     except BadInput as error:
-        return replace(blank, problems=(str(error),))
+        known_instead = suggest.nearest(request.prompt, world) if world and request.prompt.strip() else ()
+        return replace(blank, problems=(str(error),), nearest=known_instead)
     row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
     (own,) = measure.own_answers(handle, [checked.prompt])
     old = checked.old or own

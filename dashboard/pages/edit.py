@@ -29,10 +29,11 @@ def main() -> None:
     job = watched(view)
     running = job is not None and not job.finished
     header(session, health, view, running)
-    if not ready:
-        wait_for_engine()
-    if trouble:
-        st.error(plain(trouble))
+    with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
+        if not ready:
+            wait_for_engine()
+        if trouble:
+            st.error(plain(trouble))
     example_chips()
     left, right = st.columns((5, 7), gap="large")
     with left:
@@ -284,6 +285,7 @@ def _plan(plan: Preflight) -> str:
     for problem in plan.problems:
         st.warning(plain(problem), icon=":material/block:")
     if plan.problems:
+        _nearest(plan.nearest)
         return plan.problems[0]
     if not plan.known:
         st.markdown(f":material/help: The model is not sure of this (p = {percent(plan.old_probability)}). "
