@@ -266,7 +266,8 @@ def preflight(
     assert reading.new is not None
     belief = reading.old.mean if reading.old else 0.0
     sites = [handle.anatomy.site(layer) for layer in made.layers(handle)]
-    known = belief >= SURE
+    # So small a model is sometimes sure of an answer to a question it was never taught.
+    known = belief >= SURE and (world is None or suggest.identify(checked.prompt, world) is not None)
     waiting = (
         "statistics" in made.needs
         and getattr(made, "covariance", True)
