@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from editcore import gate, measure, spans, statistics, suggest
+from editcore.anatomy import Site
 from editcore.errors import BadInput, BadRequest, SubjectNotFound
 from editcore.handle import Handle
 from editcore.methods import Method, Work, prepare_method
@@ -148,10 +149,16 @@ def run_edit(
 def _prepare(work: Work, method: Method) -> float:
     """Statistics the method needs, before the clock of the edit starts."""
     began = time.monotonic()
-    if "statistics" in method.needs and getattr(method, "covariance", True):
-        for layer in method.layers(work.handle):
-            statistics.moment(work.handle, work.handle.anatomy.site(layer), work.home, work.report, work.stop)
+    for site in _measured_sites(work.handle, method):
+        statistics.moment(work.handle, site, work.home, work.report, work.stop)
     return time.monotonic() - began
+
+
+def _measured_sites(handle: Handle, method: Method) -> tuple[Site, ...]:
+    """The sites whose statistics the method needs with its present settings."""
+    if "statistics" not in method.needs or not getattr(method, "covariance", True):
+        return ()
+    return tuple(handle.anatomy.site(layer) for layer in method.layers(handle))
 
 
 def _start_peak(handle: Handle) -> int | None:
@@ -215,7 +222,7 @@ def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took:
             freely = measure.cut_answer(first.text)
             return f"Scored token by token the answer is there, but writing freely it says “{freely}”. Try more steps."
         tries = {
-            "rome": "Try more steps, a higher limit or another layer; check that the subject is what the fact is of.",
+            "rome": "Try more steps, a higher limit or another layer, or correct the subject of the prompt.",
             "ft": "Try more steps or a higher learning rate.",
             "ft-l": "The bound holds the weights back: try a larger distance, or more steps.",
         }
@@ -268,11 +275,7 @@ def preflight(
     sites = [handle.anatomy.site(layer) for layer in made.layers(handle)]
     # So small a model is sometimes sure of an answer to a question it was never taught.
     known = belief >= SURE and (world is None or suggest.identify(checked.prompt, world) is not None)
-    waiting = (
-        "statistics" in made.needs
-        and getattr(made, "covariance", True)
-        and not all(statistics.ready(handle, s, home) for s in sites)
-    )
+    waiting = not all(statistics.ready(handle, s, home) for s in _measured_sites(handle, made))
     warnings = []
     if measure.says(own, checked.target):
         warnings.append(f"The model already answers “{checked.target}” ({percent(reading.new.mean)}).")
