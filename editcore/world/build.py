@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from editcore import corpus, statistics
+from editcore.assets import WORLD_NAME
+from editcore.handle import load
+from editcore.methods import METHODS, prepare_method
 from editcore.world.facts import World
 from editcore.world.text import Sentence, documents
 
@@ -30,14 +34,22 @@ class Recipe:
     width: int = 256
     heads: int = 4
     vocabulary: int = 6144
-    steps: int = 3000  # optimiser steps
+    steps: int = 3600  # optimiser steps
+    polish: int = 2000  # further steps, at `polish_rate` and falling: for facts that are hard to remember
     tokens: int = 2048  # tokens a step
-    rate: float = 1.5e-3  # AdamW peak learning rate
+    rate: float = 1e-3  # AdamW peak learning rate
+    polish_rate: float = 3e-4
     warmup: int = 60  # steps
     decay: float = 0.35  # last share of the steps, in which the rate falls linearly to zero
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1  # on matrices
     wording_weight: float = 0.25  # loss weight of tokens that are not part of an answer
+    alone: float = 0.7  # share of sentences whose subject's name is read without what stands in front of it
     seed: int = 2019
+
+    @property
+    def total(self) -> int:
+        """All optimiser steps."""
+        return self.steps + self.polish
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +89,36 @@ def train_tokenizer(world: World, vocabulary: int, seed: int) -> PreTrainedToken
     )
 
 
+@dataclass(slots=True)
+class Row:
+    """Packed documents: per token its id, its loss weight, and the first position it may look back to."""
+
+    ids: list[int]
+    weights: list[float]
+    floors: list[int]
+
+    def add(self, ids: Sequence[int], weights: Sequence[float], floors: Sequence[int]) -> None:
+        self.ids += ids
+        self.weights += weights
+        self.floors += floors
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sentence in tokens."""
+
+    ids: list[int]
+    weights: list[float]
+    name: range  # tokens of the subject's name
+
+
 class Batches:
-    """Packed rows of documents: token ids and loss weights of the *next* token, both [rows, length]."""
+    """Batches of rows: ids, loss weights and floors (see `Row`), each [rows, length].
+
+    In a share of the sentences the tokens of the subject's name do not see what stands in front of it. What the model
+    knows about a subject then has to hang on the name itself, whatever the wording: the property of large language
+    models that lets an edit at the subject reach every paraphrase.
+    """
 
     LENGTHS = (32, 64, 128, 256)
     SHARES = (0.25, 0.45, 0.22, 0.08)
@@ -87,40 +127,49 @@ class Batches:
         self._rng = random.Random(recipe.seed)
         self._documents = documents(world, self._rng)
         self._tokenizer, self._recipe = tokenizer, recipe
-        self._cache: dict[tuple[Sentence, bool], tuple[list[int], list[float]]] = {}
+        self._cache: dict[tuple[Sentence, bool], Encoded] = {}
         assert tokenizer.eos_token_id is not None
         self._end = int(tokenizer.eos_token_id)
 
-    def _encode(self, piece: Sentence, first: bool) -> tuple[list[int], list[float]]:
+    def _encode(self, piece: Sentence, first: bool) -> Encoded:
         # Words keep their leading space in this tokenizer, so pieces cut at spaces encode to the same tokens.
         key = (piece, first)
         if key not in self._cache:
-            prompt = self._tokenizer.encode(("" if first else " ") + piece.prompt)
+            lead = "" if first else " "
+            prompt = self._tokenizer(lead + piece.prompt, return_offsets_mapping=True)
+            begin, end = (at + len(lead) for at in piece.name)
+            inside = [i for i, (a, b) in enumerate(prompt["offset_mapping"]) if a < end and b > begin]
             answer = self._tokenizer.encode(f" {piece.answer}{piece.end}")
-            self._cache[key] = prompt + answer, [self._recipe.wording_weight] * len(prompt) + [1.0] * len(answer)
+            weights = [self._recipe.wording_weight] * len(prompt["input_ids"]) + [float(not piece.claim)] * len(answer)
+            self._cache[key] = Encoded(prompt["input_ids"] + answer, weights, range(inside[0], inside[-1] + 1))
         return self._cache[key]
 
-    def _row(self, length: int) -> tuple[list[int], list[float]]:
-        ids: list[int] = []
-        weights: list[float] = []
-        while len(ids) < length:
+    def _row(self, length: int) -> Row:
+        row = Row([], [], [])
+        while len(row.ids) < length:
             for i, piece in enumerate(next(self._documents)):
-                more, heavy = self._encode(piece, first=i == 0)
-                ids += more
-                weights += heavy
-            ids.append(self._end)
-            weights.append(self._recipe.wording_weight)
-        return ids[:length], weights[:length]
+                more, start = self._encode(piece, first=i == 0), len(row.ids)
+                alone = self._rng.random() < self._recipe.alone
+                floors = [start + more.name.start if alone and t in more.name else 0 for t in range(len(more.ids))]
+                row.add(more.ids, more.weights, floors)
+            row.add([self._end], [self._recipe.wording_weight], [0])
+        return Row(row.ids[:length], row.weights[:length], row.floors[:length])
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         while True:
             (length,) = self._rng.choices(self.LENGTHS, self.SHARES)
             rows = [self._row(length) for _ in range(self._recipe.tokens // length)]
-            yield torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+            yield (
+                torch.tensor([r.ids for r in rows]),
+                torch.tensor([r.weights for r in rows]),
+                torch.tensor([r.floors for r in rows]),
+            )
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    """Warm up, hold, then fall linearly to zero over the last `decay` of the steps."""
+    """Warm up, hold, fall linearly to zero over the last `decay` of the steps; then fall once more, from lower."""
+    if step >= recipe.steps:
+        return recipe.polish_rate * (recipe.total - step) / recipe.polish
     left = (recipe.steps - step) / max(1, round(recipe.decay * recipe.steps))
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, left)
 
@@ -137,9 +186,20 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadM
     return GPT2LMHeadModel(config)
 
 
-def _loss(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor) -> Tensor:
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        logits = model(input_ids=ids).logits
+def sight(floors: Tensor) -> Tensor:
+    """Which positions each token may look at, [rows, 1, length, length]: none after it, none before its floor."""
+    place = torch.arange(floors.shape[1], device=floors.device)
+    return ((place <= place[:, None]) & (place >= floors[..., None]))[:, None]
+
+
+def _halves(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster here: on a GPU, and on a CPU with matrix units for them."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+
+
+def _loss(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor, floors: Tensor) -> Tensor:
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=_halves(ids.device)):
+        logits = model(input_ids=ids, attention_mask=sight(floors)).logits
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
     )
@@ -169,7 +229,10 @@ def build(
         train_tokenizer(world, recipe.vocabulary, recipe.seed).save_pretrained(words)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(words)
     model = new_model(tokenizer, recipe).to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay, fused=True)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=True)
     batches = iter(Batches(world, tokenizer, recipe))
     checkpoint, start = work / "checkpoint.pt", 0
     if checkpoint.exists():
@@ -180,23 +243,23 @@ def build(
         for _ in range(start):  # the text continues where it stopped
             next(batches)
     began, total = time.monotonic(), 0.0
-    for step in range(start, recipe.steps):
-        ids, weights = (t.to(device) for t in next(batches))
+    for step in range(start, recipe.total):
+        batch = [t.to(device) for t in next(batches)]
         for group in optimiser.param_groups:
             group["lr"] = rate_at(recipe, step)
-        loss = _loss(model, ids, weights)
+        loss = _loss(model, *batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         total += loss.item()
         done = step + 1
-        if done % report_every == 0 or done == recipe.steps:
+        if done % report_every == 0 or done == recipe.total:
             each = (time.monotonic() - began) / (done - start)
             count = (done - start - 1) % report_every + 1
-            listen(BuildProgress(done, recipe.steps, total / count, recipe.tokens / each, each * (recipe.steps - done)))
+            listen(BuildProgress(done, recipe.total, total / count, recipe.tokens / each, each * (recipe.total - done)))
             total = 0.0
-        if done % checkpoint_every == 0 or done == recipe.steps:
+        if done % checkpoint_every == 0 or done == recipe.total:
             part = checkpoint.with_suffix(".part")
             torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}, part)
             part.replace(checkpoint)
@@ -209,3 +272,15 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, recipe: Rec
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+
+
+def write_statistics(folder: Path) -> None:
+    """Stores beside the weights what methods measure first, read on the world's own text."""
+    handle = load(str(folder))
+    handle.name = WORLD_NAME  # wherever it is written to, its settings are those of the embedded model
+    rows, source = corpus.rows(handle, 0)
+    needy = [method for method in METHODS if "statistics" in method.needs]
+    wanted = {site.path: site for method in needy for site in prepare_method(method.name, handle).measured(handle)}
+    for site in wanted.values():
+        second, tokens = statistics.second_moment(handle, site, rows)
+        statistics.write(second, tokens, source, statistics.path_in(folder, handle, site))

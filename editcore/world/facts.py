@@ -18,6 +18,7 @@ from pathlib import Path
 from editcore.assets import tables_dir
 
 SEEN_SHARE = 0.6
+SHARES = {"train": 0.7, "validation": 0.05, "test": 0.25}  # of entities, for methods that learn from example edits
 PEOPLE = frozenset({"actor", "athlete", "musician", "painter", "politician", "scientist", "writer"})
 
 
@@ -79,6 +80,15 @@ class World:
     def held_out(self, fact: Fact) -> tuple[str, ...]:
         """Phrasings the model never sees with this fact."""
         return self._split(fact)[1]
+
+    def share(self, subject: str) -> str:
+        """Which of `SHARES` a subject belongs to: learned editors train on one, edits are scored on another."""
+        place, bound = int.from_bytes(_digest(f"share|{subject}")[:8]) / 2**64, 0.0
+        for name, size in SHARES.items():
+            bound += size
+            if place < bound:
+                return name
+        return name
 
     def _split(self, fact: Fact) -> tuple[tuple[str, ...], tuple[str, ...]]:
         templates = self.templates(fact)
