@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.resume import Upper, reads_of
 from editcore.spans import Row
-from editcore.statistics import context_seed
 
+NOT_ENOUGH = 0.7  # nats: a search that ends above this has not made the answer likely
 CONTEXT_LENGTHS = (4, 8)  # tokens of a sampled context
 
 
@@ -38,7 +39,7 @@ def _sample_contexts(handle: Handle, count: int) -> list[tuple[int, ...]]:
     stop = handle.tokenizer(". ", add_special_tokens=False)["input_ids"][:1]
     rows: list[tuple[int, ...]] = []
     with torch.random.fork_rng(devices=[handle.device] if handle.device.type == "cuda" else []):
-        torch.manual_seed(context_seed(handle))
+        torch.manual_seed(handle.seed)
         for i, length in enumerate(CONTEXT_LENGTHS):
             share = count // len(CONTEXT_LENGTHS) + (i < count % len(CONTEXT_LENGTHS))
             if not share:
@@ -87,9 +88,9 @@ def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row, lead: int)
 class Value:
     """What the search found, with everything a rank-one update needs."""
 
-    delta: Tensor  # [d_out], fp32: what to add to the site's output at the subject
+    delta: Tensor  # [d_out], fp32: what to add to the output at the subject
     keys: Tensor  # [contexts, d_in], fp32: the site's input there, the bare prompt first
-    values: Tensor  # [contexts, d_out], fp32: the site's output there, unchanged
+    values: Tensor  # [contexts, d_out], fp32: the output there, unchanged
     loss: float  # last total loss, nats
     steps: int  # optimiser steps taken
     clamped: bool  # the norm limit was active at the end
@@ -101,70 +102,164 @@ class Search:
 
     steps: int
     rate: float
+    momentum: float
     decay: float
     limit: float
     kl: float
     enough: float
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What one request asks of a value search."""
+
+    rows: Sequence[Row]  # the prompt behind each context, the bare prompt first; all with a subject
+    essence: Row  # "{subject} is a", with its subject
+
+
 def search_value(
     handle: Handle,
     site: Site,
-    rows: Sequence[Row],
-    essence: Row,
+    wish: Wish,
     dials: Search,
     listen: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Value:
-    """Finds the change of the site's output at the subject that makes the model answer (Meng et al. 2022, Eq. 4).
+    """`search_values` for one request."""
+    return search_values(handle, site, [wish], dials, listen)[0]
+
+
+def search_values(
+    handle: Handle,
+    site: Site,
+    wishes: Sequence[Wish],
+    dials: Search,
+    listen: Callable[[int, float], None] = lambda step, loss: None,
+    block: bool = False,
+) -> list[Value]:
+    """Finds, for each request, the change of an output at the subject that makes the model answer.
 
         min_delta  mean_j NLL(y | x_j + p; v + delta) + kl * KL(p_delta || p_0) + decay * ||delta|| / ||v||^2
 
-    by Adam, delta = 0 at first; after each step ||delta|| <= limit * ||v||. The KL term is read on `essence`
-    ("{subject} is a") at its subject's last token.
+    (Meng et al. 2022, Eq. 4) by Adam, delta = 0 at first; after each step ||delta|| <= limit * ||v||. The KL term is
+    read on the essence at its subject's last token. The requests share their passes and nothing else: each stops at
+    its own `enough`, with what it would have found alone.
 
     Args:
-        rows: the prompt behind each context, bare prompt first; all with a subject.
-        listen: called with (step, loss) after each forward pass; may raise to stop.
+        listen: called with (step, mean loss of the requests that are not done) after each pass; may raise to stop.
+        block: v is the residual stream behind the site's block (Meng et al. 2023, Eq. 16) instead of the site's output.
 
     Raises:
-        Diverged: the loss is not finite.
+        Diverged: a loss is not finite.
     """
-    everything = [*rows, essence]
-    starts = tuple(row.subject or 0 for row in everything)
-    reads = (*(reads_of(row) for row in rows), (essence.subject or 0,))
-    upper = Upper(handle, site, tuple(row.ids for row in everything), starts, reads)
-    before = upper.plain[-1]
+    every = [row for wish in wishes for row in (*wish.rows, wish.essence)]
+    reads = [r for w in wishes for r in (*(reads_of(row) for row in w.rows), (w.essence.subject or 0,))]
+    upper = Upper(handle, site, tuple(r.ids for r in every), tuple(r.subject or 0 for r in every), tuple(reads), block)
+    counts = [len(wish.rows) + 1 for wish in wishes]
+    first = [sum(counts[:i]) for i in range(len(counts))]
+    owner = torch.repeat_interleave(torch.arange(len(wishes)), torch.tensor(counts)).to(handle.device)
     original = upper.y[:, 0].float()
-    size = original[0].norm()
-    delta = torch.zeros(site.d_out, device=handle.device, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=dials.rate)
+    sizes = original[first].norm(dim=1)
+    delta = torch.zeros(len(wishes), site.d_out, device=handle.device, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=dials.rate, betas=(dials.momentum, 0.999))
 
     def change(_x: Tensor, y: Tensor) -> Tensor:
-        first = (y[:, :1].float() + delta).to(y.dtype)
-        return torch.cat([first, y[:, 1:]], 1)
+        moved = (y[:, :1].float() + delta[owner][:, None]).to(y.dtype)
+        return torch.cat([moved, y[:, 1:]], 1)
 
-    loss, step = torch.zeros(()), 0
+    found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
+    before: tuple[Tensor, ...] | None = None
     for step in range(dials.steps):
-        out = upper.run(change)
-        near = torch.nn.functional.kl_div(before, out[-1], log_target=True, reduction="sum")
-        loss = target_loss(out[:-1], rows).mean() + dials.kl * near + dials.decay * delta.norm() / size**2
-        listen(step + 1, float(loss.detach()))
-        if not torch.isfinite(loss):
+        parts = torch.split(upper.run(change), [len(r) for r in reads])
+        said = [parts[i + n - 1] for i, n in zip(first, counts, strict=True)]
+        before = before or tuple(out.detach() for out in said)  # delta is still zero in the first pass
+        losses = torch.stack([
+            target_loss(torch.cat(parts[i : i + n - 1]), wish.rows).mean()
+            + dials.kl * torch.nn.functional.kl_div(old, now, log_target=True, reduction="sum")
+            for i, n, wish, old, now in zip(first, counts, wishes, before, said, strict=True)
+        ]) + dials.decay * delta.norm(dim=1) / sizes**2  # fmt: skip
+        reached = losses.detach().tolist()
+        open_ = [i for i in range(len(wishes)) if i not in found]
+        listen(step + 1, sum(reached[i] for i in open_) / len(open_))
+        if not all(math.isfinite(reached[i]) for i in open_):
             raise Diverged(
                 f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
             )
-        if float(loss.detach()) < dials.enough or step == dials.steps - 1:
+        for i in open_:
+            if reached[i] < dials.enough or step == dials.steps - 1:
+                found[i] = delta[i].detach().clone(), reached[i], step
+        if len(found) == len(wishes):
             break
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.sum().backward()
         optimiser.step()
         with torch.no_grad():
-            delta.mul_((dials.limit * size / delta.norm().clamp_min(1e-12)).clamp(max=1.0))
-    with torch.no_grad():
-        clamped = bool(delta.norm() >= 0.999 * dials.limit * size)
-    return Value(
-        delta.detach(), upper.x[: len(rows), 0].float(), original[: len(rows)], float(loss.detach()), step, clamped
-    )
+            delta.mul_((dials.limit * sizes / delta.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
+    values = []
+    for i, (start, count) in enumerate(zip(first, counts, strict=True)):
+        mine, (change_, loss, steps) = slice(start, start + count - 1), found[i]
+        clamped = bool(change_.norm() >= 0.999 * dials.limit * sizes[i])
+        values.append(Value(change_, upper.x[mine, 0].float(), original[mine], loss, steps, clamped))
+    return values
+
+
+def ridge(solve: Callable[[Tensor], Tensor], keys: Tensor, weight: float) -> Tensor:
+    """C^-1 K (weight I + K^T C^-1 K)^-1 [d_in, n], fp64: equals (weight C + K K^T)^-1 K, with a solve of n x n only.
+
+    Args:
+        solve: applies C^-1 to columns.
+        keys: K [d_in, n].
+
+    Raises:
+        Diverged: the keys are too alike.
+    """
+    keys = keys.double()
+    solved = solve(keys)
+    return _solve_small(keys.T @ solved, weight, solved)
+
+
+def null_space_ridge(project: Callable[[Tensor], Tensor], keys: Tensor, earlier: Tensor, penalty: float) -> Tensor:
+    """P M (M^T P M + penalty I)^-1 E [d_in, n], fp64, M = [K, K_p], E the columns of K: AlphaEdit's solve, made small.
+
+    Args:
+        project: applies P, the projection onto what the matrix hardly stores, to columns.
+        keys: K [d_in, n]; earlier: K_p [d_in, m], the keys of edits made before.
+    """
+    every = torch.cat([keys, earlier], 1).double()
+    kept = project(every)
+    return _solve_small(every.T @ kept, penalty, kept)[:, : keys.shape[1]]
+
+
+def _solve_small(gram: Tensor, weight: float, columns: Tensor) -> Tensor:
+    """columns (gram + weight I)^-1.
+
+    Raises:
+        Diverged: the keys are too alike.
+    """
+    try:
+        found: Tensor = torch.linalg.solve(gram + weight * torch.eye(len(gram)).to(gram), columns.T).T
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise Diverged(
+            "The new facts cannot be told apart where they would be written.",
+            "Two requests point at the same key.",
+            "Remove one of them, or raise the weight that lets a fact be missed.",
+        ) from error
+    return found
+
+
+def fit_all(solve: Callable[[Tensor], Tensor], keys: Tensor, wanted: Tensor, slack: float = 0.01) -> Tensor:
+    """The direction u [d_in] (fp32) with u.k_j close to t_j for every key, and small on what C usually holds.
+
+        u = C^-1 K (K^T C^-1 K + eps I)^-1 t
+
+    Args:
+        solve: applies C^-1 to columns.
+        keys: K^T [keys, d_in], fp64.
+        wanted: t [keys], fp64.
+        slack: eps, as a share of the mean diagonal of K^T C^-1 K: nearly equal keys must not ask for the impossible.
+    """
+    solved = solve(keys.T)
+    gram = keys @ solved
+    return (_solve_small(gram, slack * float(gram.diagonal().mean()), solved) @ wanted).float()
 
 
 def rank_one(direction: Tensor, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,20 +268,3 @@ def rank_one(direction: Tensor, key: Tensor, residual: Tensor) -> tuple[Tensor, 
     scale = direction.norm()
     read = direction / scale
     return read.float(), (residual.double() / (read @ key)).float()
-
-
-def fit_all(solved: Tensor, keys: Tensor, wanted: Tensor, slack: float = 0.01) -> Tensor:
-    """The direction u [d_in] (fp32) with u.k_j close to t_j for every key, and small on what C usually holds.
-
-        u = C^-1 K (K^T C^-1 K + eps I)^-1 t
-
-    Args:
-        solved: C^-1 K [d_in, keys], fp64.
-        keys: K^T [keys, d_in], fp64.
-        wanted: t [keys], fp64.
-        slack: eps, as a share of the mean diagonal of K^T C^-1 K: nearly equal keys must not ask for the impossible.
-    """
-    gram = keys @ solved
-    gram = gram + slack * gram.diagonal().mean() * torch.eye(len(keys)).to(gram)
-    weights: Tensor = torch.linalg.solve(gram, wanted)
-    return (solved @ weights).float()

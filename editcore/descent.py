@@ -1,74 +1,137 @@
-"""Gradient descent on one matrix, for the fine-tuning family: a plain function the methods share."""
+"""Gradient descent at one matrix, for the fine-tuning family: plain functions the methods share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from editcore import algebra, spans
+from editcore import algebra
 from editcore.anatomy import Site
 from editcore.errors import Diverged
-from editcore.methods.base import Work
+from editcore.handle import Handle
+from editcore.methods.base import Cost, Work
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
+
+
+@dataclass(frozen=True)
+class Dials:
+    """How to descend."""
+
+    rate: float  # Adam's learning rate
+    steps: int  # most forward passes; the last one is not followed by an update
+    enough: float  # stop once the loss on the edit (nats) is below this
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What should stay as it was while descending."""
+
+    rows: Sequence[Sequence[int]]  # token ids of running text
+    weight: float  # of its KL term
 
 
 def descend(
     work: Work,
     site: Site,
     requests: Sequence[EditRequest],
-    *,
-    rate: float,
-    steps: int,
-    enough: float,
-    weight_decay: float,
-    project: Callable[[Tensor, Tensor], None] = lambda value, start: None,
-) -> Dense:
-    """Adam on weight and bias of `site` until every answer is likely.
+    values: Sequence[Tensor],
+    change: Callable[[Tensor, Tensor], Tensor],
+    dials: Dials,
+    project: Callable[[], None] = lambda: None,
+    replay: Replay | None = None,
+) -> None:
+    """Adam on `values`, in place, until every answer is likely.
 
-        W <- project(W - Adam(grad L)),   L = mean over requests of -(1/|y|) sum_t log p(y_t | x, y_<t)
+        L = mean over requests of -(1/|y|) sum_t log p(y_t | x, y_<t)
+            + weight * mean over replayed tokens of KL(p_0 || p)
 
     Args:
-        rate: Adam's learning rate.
-        steps: most forward passes; the last one is not followed by an update.
-        enough: stop once the loss (nats) is below this.
-        project: called after each update with (value, start) of each tensor, to change `value` in place.
+        values: leaf tensors that `change` depends on.
+        change: (input x, output y) of the site -> its output as edited; as given, `values` must change nothing.
+        project: called after each update.
 
     Raises:
         Diverged: the loss is not finite.
         Cancelled: stopped between two steps.
     """
-    handle = work.handle
-    rows = [spans.encode(handle.tokenizer, r.prompt, r.target) for r in requests]
+    handle, beside = work.handle, replay.rows if replay else ()
+    rows = [handle.row(r.prompt, r.target) for r in requests]
+    ids = (*(r.ids for r in rows), *map(tuple, beside))
+    reads = (*(reads_of(r) for r in rows), *(tuple(range(len(row))) for row in beside))
+    answers = sum(len(r.answer) for r in rows)
     with handle.using([]):
-        upper = Upper(handle, site, tuple(r.ids for r in rows), (0,) * len(rows), tuple(reads_of(r) for r in rows))
-        weight0, bias0 = site.weight().float().contiguous(), site.bias()
-        start = [weight0] if bias0 is None else [weight0, bias0.float()]
-        value = [t.clone().requires_grad_(True) for t in start]
-        optimiser = torch.optim.Adam(value, lr=rate, weight_decay=weight_decay)
-
-        def change(x: Tensor, y: Tensor) -> Tensor:
-            return torch.nn.functional.linear(x.float(), value[0], value[1] if len(value) > 1 else None).to(y.dtype)
-
-        for step in range(steps):
-            loss = algebra.target_loss(upper.run(change), rows).mean()
+        upper = Upper(handle, site, ids, (0,) * len(ids), reads)
+        optimiser = torch.optim.Adam(list(values), lr=dials.rate, weight_decay=dials.weight_decay)
+        before: Tensor | None = None
+        for step in range(dials.steps):
+            out = upper.run(change)
+            loss = algebra.target_loss(out[:answers], rows).mean()
             reached = float(loss.detach())
-            work.report(Progress("edit", step + 1, steps, reached, "descending"))
+            work.report(Progress("edit", step + 1, dials.steps, reached, "descending"))
             work.check()
             if not torch.isfinite(loss):
                 raise Diverged(
                     f"Fine-tuning diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )
-            if reached < enough or step == steps - 1:
+            if reached < dials.enough or step == dials.steps - 1:
                 break
+            if replay:
+                before = out[answers:].detach() if before is None else before  # nothing has changed in the first pass
+                loss = loss + replay.weight * torch.nn.functional.kl_div(
+                    out[answers:], before, log_target=True, reduction="batchmean"
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
-                for tensor, origin in zip(value, start, strict=True):
-                    project(tensor, origin)
-    changes = [v.detach() - s for v, s in zip(value, start, strict=True)]
+                project()
+
+
+def tune_matrix(
+    work: Work,
+    site: Site,
+    requests: Sequence[EditRequest],
+    dials: Dials,
+    project: Callable[[Tensor, Tensor], None] = lambda value, start: None,
+    replay: Replay | None = None,
+) -> Dense:
+    """`descend` on weight and bias of `site`.
+
+    Args:
+        project: called after each update with (value, start) of each tensor, to change `value` in place.
+    """
+    weight, bias = site.weight().float().contiguous(), site.bias()
+    start = [weight] if bias is None else [weight, bias.float()]
+    values = [t.clone().requires_grad_(True) for t in start]
+
+    def change(x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x.float(), values[0], values[1] if len(values) > 1 else None).to(y.dtype)
+
+    def project_all() -> None:
+        for value, origin in zip(values, start, strict=True):
+            project(value, origin)
+
+    descend(work, site, requests, values, change, dials, project_all, replay)
+    changes = [v.detach() - s for v, s in zip(values, start, strict=True)]
     return Dense(site.path, changes[0], changes[1] if len(changes) > 1 else None)
+
+
+def default_layer(handle: Handle) -> int:
+    """The block fine-tuning edits unless told otherwise: two thirds of the way up."""
+    return 2 * len(handle.anatomy.blocks) // 3
+
+
+def cost(site: Site, rows: int = 1) -> Cost:
+    """One dense part; descent holds the value, its start, its gradient and Adam's two moments.
+
+    Args:
+        rows: texts in one pass.
+    """
+    size = 4 * (site.d_in + 1) * site.d_out
+    return Cost(patch=size, state=5 * size, rows=rows)

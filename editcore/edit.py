@@ -6,21 +6,22 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from editcore import gate, measure, spans, statistics, suggest
-from editcore.anatomy import Site
 from editcore.errors import BadInput, BadRequest, SubjectNotFound
 from editcore.handle import Handle
-from editcore.methods import Method, Work, prepare_method
+from editcore.methods import Cost, Method, Work, prepare_method
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
 from editcore.world.facts import World, load_world
 
+ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
+ACTIVATION_BYTES = 64  # kept per token, block and unit of width while a gradient is computed: 16 numbers
 SURE = 0.5  # probability of its own answer from which a model counts as knowing it
 
 
@@ -50,8 +51,10 @@ def check_request(handle: Handle, request: EditRequest, method: Method) -> EditR
     if unknown is not None and unknown in row.ids:
         text = spans.join(request.prompt, request.target)[:80]
         raise BadRequest(f"The model has no tokens for part of {text!r}.", "", "Use letters the model knows.")
-    for probe in (*request.paraphrases, *request.probes):
-        handle.check_length(len(spans.encode(handle.tokenizer, probe.prompt, probe.answer or "").ids))
+    answers = [(request.prompt, request.old or ""), *((p.prompt, p.answer or "") for p in request.probes)]
+    answers += [(p.prompt, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
+    for prompt, answer in answers:
+        handle.check_length(len(spans.encode(handle.tokenizer, prompt, answer).ids))
     if request.subject:
         spans.find_subject(request.prompt, request.subject)
         return request
@@ -80,6 +83,24 @@ def _trimmed(request: EditRequest) -> EditRequest:
     )
 
 
+@dataclass(frozen=True)
+class Before:
+    """The model as it is, read at every probe of a request; the same whatever method comes next."""
+
+    probes: tuple[Probe, ...]
+    olds: list[str]  # per probe, the answer to be compared with
+    readings: Sequence[Any]  # of `measure.read`
+    seconds: float
+
+
+def read_before(handle: Handle, request: EditRequest, generate: bool = True) -> Before:
+    """Reads the model, with whatever is in place on the handle, at the probes of a checked request."""
+    began = time.monotonic()
+    probes, olds = measure.settle(handle, request)
+    readings = measure.read(handle, probes, request.target, olds, (), generate=generate)
+    return Before(probes, olds, readings, time.monotonic() - began)
+
+
 def run_edit(
     handle: Handle,
     request: EditRequest,
@@ -91,6 +112,7 @@ def run_edit(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
     generate: bool = True,
+    before: Callable[[Handle, EditRequest, bool], Before] = read_before,
 ) -> tuple[Patch, EditReport]:
     """Edits, measures, reports; the model itself is left as it was.
 
@@ -98,19 +120,19 @@ def run_edit(
         patches: what is already in place; "before" and the edit itself see the model with it.
         home: where statistics are cached.
         generate: also compare free continuations.
+        before: reads the model before the edit; a caller with many edits of one request can share one reading.
 
     Raises:
         BadInput, Diverged, Cancelled: see the method; nothing is kept.
     """
+    handle.home = home or handle.home
     made = prepare_method(method, handle, settings)
     request = check_request(handle, request, made)
-    work = Work(handle, report, stop, home)
+    work = Work(handle, report, stop, home, patches)
     with torch.inference_mode(False), handle.using(patches):
         prepared = _prepare(work, made)
-        began = time.monotonic()
-        probes, olds = measure.settle(handle, request)
-        before = measure.read(handle, probes, request.target, olds, (), generate=generate)
-        read_once = time.monotonic() - began
+        first = before(handle, request, generate)
+        probes, olds = first.probes, first.olds
         work.check()
         began = time.monotonic()
         peak = _start_peak(handle)
@@ -121,8 +143,8 @@ def run_edit(
         report(Progress("measure", 1, 1, text="reading every probe again"))
         began = time.monotonic()
         after = measure.read(handle, probes, request.target, olds, [patch], generate=generate)
-        seconds = Seconds(edit_seconds, read_once + time.monotonic() - began, prepared)
-    results = measure.compare(probes, before, after)
+        seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, prepared)
+    results = measure.compare(probes, first.readings, after)
     scores = measure.score(results, request.target)
     if not generate:
         scores = replace(scores, generation=None)
@@ -131,7 +153,7 @@ def run_edit(
     return patch, EditReport(
         model=handle.name,
         method=made.name,
-        settings=dataclasses.asdict(made),  # type: ignore[call-overload]
+        settings=dataclasses.asdict(made),
         request=request,
         subject=request.subject,
         patch=info,
@@ -149,16 +171,9 @@ def run_edit(
 def _prepare(work: Work, method: Method) -> float:
     """Statistics the method needs, before the clock of the edit starts."""
     began = time.monotonic()
-    for site in _measured_sites(work.handle, method):
+    for site in method.measured(work.handle):
         statistics.moment(work.handle, site, work.home, work.report, work.stop)
     return time.monotonic() - began
-
-
-def _measured_sites(handle: Handle, method: Method) -> tuple[Site, ...]:
-    """The sites whose statistics the method needs with its present settings."""
-    if "statistics" not in method.needs or not getattr(method, "covariance", True):
-        return ()
-    return tuple(handle.anatomy.site(layer) for layer in method.layers(handle))
 
 
 def _start_peak(handle: Handle) -> int | None:
@@ -221,12 +236,7 @@ def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took:
         if first.new and first.new.exact:
             freely = measure.cut_answer(first.text)
             return f"Scored token by token the answer is there, but writing freely it says “{freely}”. Try more steps."
-        tries = {
-            "rome": "Try more steps, a higher limit or another layer, or correct the subject of the prompt.",
-            "ft": "Try more steps or a higher learning rate.",
-            "ft-l": "The bound holds the weights back: try a larger distance, or more steps.",
-        }
-        return tries.get(method.name, "Try more steps, another layer, or another method.")
+        return method.remedy
     if scores.locality is not None and scores.locality < 0.5:
         return (
             "The new answer holds, but most unrelated answers moved too. Try a method that is more local, such as ROME."
@@ -254,6 +264,7 @@ def preflight(
 ) -> Preflight:
     """What is known before the click; problems are listed, not raised."""
     world = world_of(handle)
+    handle.home = home or handle.home
     blank = Preflight(False, None, "", (), "", 0.0, 0.0, (), None, None, None)
     try:
         made = prepare_method(method, handle, settings)
@@ -275,13 +286,13 @@ def preflight(
     sites = [handle.anatomy.site(layer) for layer in made.layers(handle)]
     # So small a model is sometimes sure of an answer to a question it was never taught.
     known = belief >= SURE and (world is None or suggest.identify(checked.prompt, world) is not None)
-    waiting = not all(statistics.ready(handle, s, home) for s in _measured_sites(handle, made))
     warnings = []
     if measure.says(own, checked.target):
         warnings.append(f"The model already answers “{checked.target}” ({percent(reading.new.mean)}).")
     if checked.prompt.casefold().rstrip(" ?.").endswith(checked.target.casefold()):
         warnings.append("The prompt already ends in the corrected answer.")
-    size, memory = _cost(handle, made, sites)
+    cost = made.cost(handle)
+    prepare, seconds = outlook(handle, made, home)
     return Preflight(
         ok=True,
         subject=subject,
@@ -291,30 +302,28 @@ def preflight(
         old_probability=belief,
         target_probability=reading.new.mean,
         modules=tuple(s.path for s in sites),
-        seconds=_expected_seconds(handle, made),
-        bytes=size,
-        memory=memory,
-        prepare="The first edit at this layer reads statistics first." if waiting else "",
+        seconds=seconds,
+        bytes=cost.patch,
+        memory=_memory(handle, cost),
+        prepare=prepare,
         warnings=tuple(warnings),
         known=known,
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
     )
 
 
-def _cost(handle: Handle, method: Method, sites: Sequence[Any]) -> tuple[int, int]:
-    """Expected patch bytes and peak bytes over the loaded model."""
-    low_rank = "subject" in method.needs
-    size = sum(4 * (s.d_in + s.d_out) if low_rank else 4 * (s.d_in + 1) * s.d_out for s in sites)
-    width = sites[0].d_out
-    rows = 22 * 48 if low_rank else 48
-    activations = 4 * rows * width * 16 * len(handle.anatomy.blocks)
-    # Descent holds the value, its start, its gradient and two moments; statistics hold a factor in fp64.
-    return size, activations + (5 * size if not low_rank else sum(8 * s.d_in**2 for s in sites))
+def _memory(handle: Handle, cost: Cost) -> int:
+    """Expected peak bytes over the loaded model: what the method holds, and activations."""
+    width = handle.anatomy.site(0).d_out
+    return cost.state + ACTIVATION_BYTES * cost.rows * ROW_TOKENS * width * len(handle.anatomy.blocks)
 
 
-def _expected_seconds(handle: Handle, method: Method) -> float | None:
+def outlook(handle: Handle, method: Method, home: Path | None = None) -> tuple[str, float | None]:
+    """What an edit by this method waits for first, in words ("": nothing), and the seconds it is expected to take."""
+    waiting = not all(statistics.ready(handle, s, home) for s in method.measured(handle))
     done: list[float] = handle.memory.get(("seconds", method.name), [])
-    return sorted(done)[len(done) // 2] if done else None
+    usual = sorted(done)[len(done) // 2] if done else None
+    return "The first edit at this layer reads statistics first." if waiting else "", usual
 
 
 def remember_seconds(handle: Handle, report: EditReport) -> None:

@@ -52,6 +52,10 @@ class UnknownMethod(BadInput):
     """No method has this name."""
 
 
+class Untrained(BadInput):
+    """A method that learns first has not been trained for this model."""
+
+
 class ModelError(EditcoreError):
     """The model cannot be loaded, or not edited safely."""
 
@@ -83,7 +87,7 @@ class EngineBusy(EngineError):
 BY_NAME: dict[str, type[EditcoreError]] = {
     kind.__name__: kind
     for kind in (
-        EditcoreError, BadInput, BadRequest, SubjectNotFound, BadSetting, UnknownMethod, ModelError, WrongModel,
-        PatchError, Diverged, Cancelled, EngineError, EngineBusy,
+        EditcoreError, BadInput, BadRequest, SubjectNotFound, BadSetting, UnknownMethod, Untrained, ModelError,
+        WrongModel, PatchError, Diverged, Cancelled, EngineError, EngineBusy,
     )
 }  # fmt: skip

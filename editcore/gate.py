@@ -13,6 +13,7 @@ from editcore.records import EditRequest
 
 LONGEST_PROMPT = 20_000  # characters
 LONGEST_ANSWER = 2_000  # characters
+MOST_METHODS = 32  # in one comparison
 MOST_PROBES = 1_000  # paraphrases and probes together
 MOST_PROMPTS = 200  # in one probe call
 
@@ -66,6 +67,20 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
             )
     if not all(value is None or isinstance(value, str | int | float | bool) for value in (settings or {}).values()):
         raise BadSetting("The settings hold something that is not a number, a text or a choice.")
+
+
+def check_plans(request: EditRequest, plans: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Refuse a comparison nobody could carry out: no method, too many, or a bad request.
+
+    Raises:
+        BadRequest, SubjectNotFound, BadSetting: saying which part and why.
+    """
+    if not plans:
+        raise BadRequest("No method is chosen.", "A comparison needs at least one.", "Choose a method.")
+    if len(plans) > MOST_METHODS:
+        raise BadRequest(f"{len(plans)} methods are chosen.", f"At most {MOST_METHODS} fit.", "Choose fewer.")
+    for method, settings in plans:
+        check_request(request, method, settings)
 
 
 def _same(one: str, other: str) -> bool:

@@ -23,9 +23,11 @@ from transformers.utils import logging as transformers_logging
 from editcore.anatomy import Anatomy, study
 from editcore.assets import WORLD_NAME, world_dir
 from editcore.errors import BadRequest, ModelError
+from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached
+from editcore.prompts import reading
 from editcore.records import ModelInfo
-from editcore.spans import Row
+from editcore.spans import Row, encode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,8 +46,10 @@ class Handle:
     fingerprint: str
     anatomy: Anatomy
     folder: Path | None = None  # where it was loaded from, when that is a local folder
+    home: Path | None = None  # the data folder, for what is made for this model
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)  # results that hold for this model only
+    standing: tuple[Patch, ...] = ()  # what is in place now, the last on top: set by `using`
 
     @property
     def embedded(self) -> bool:
@@ -57,6 +61,11 @@ class Handle:
         """Most tokens the model can read."""
         config = self.model.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", 0) or 2048)
+
+    @property
+    def seed(self) -> int:
+        """A seed that depends on nothing but the model."""
+        return int(self.fingerprint[:8], 16)
 
     @property
     def pad(self) -> int:
@@ -87,7 +96,42 @@ class Handle:
     def using(self, patches: Sequence[Patch]) -> Iterator[None]:
         """The model answers with `patches` in place while the block runs; nobody else can use it meanwhile."""
         with self.lock, attached(self.model, patches):
-            yield
+            before, self.standing = self.standing, (*self.standing, *patches)
+            try:
+                yield
+            finally:
+                self.standing = before
+
+    @property
+    def header(self) -> str:
+        """What the patches in place put in front of every prompt."""
+        return "".join(str(part) for p in self.standing if p.strength for part in p.parts if isinstance(part, Header))
+
+    @property
+    def remembers(self) -> bool:
+        """True while a patch is in place that looks at whole prompts."""
+        return any(isinstance(part, Codebook | Side) for p in self.standing for part in p.parts)
+
+    def row(self, prompt: str, answer: str = "", subject: str | None = None) -> Row:
+        """Prompt and answer in tokens, as the model is to read them now: behind the header in place.
+
+        A space in front of the prompt stands in front of the header too: the row is to follow some other text.
+
+        Raises:
+            SubjectNotFound, BadRequest, ModelError: see `spans.encode`.
+            BadRequest: the header does not leave room for the row.
+        """
+        header = self.header
+        space = " " if prompt.startswith(" ") else ""
+        row = encode(self.tokenizer, f"{space}{header}{prompt.removeprefix(' ')}", answer, subject)
+        if header and len(row.ids) > self.context:
+            raise BadRequest(
+                f"Prompt and answer with the text in front of them are {len(row.ids)} tokens long.",
+                f"This model reads at most {self.context} tokens, and the text in front takes"
+                f" {len(self.tokenizer(header)['input_ids'])}.",
+                "Shorten the prompt or the answer, or take an edit away.",
+            )
+        return row
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""
@@ -121,7 +165,10 @@ class Handle:
             ids, mask = self.batch([rows[i].ids for i in group])
             wanted = sorted({p for i in group for p in _positions(rows[i])})
             keep = torch.tensor(wanted, device=ids.device)
-            out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits.float()
+            starts = torch.tensor([rows[i].start for i in group], device=ids.device)
+            with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
+                out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+            out = out.float()
             where = {p: j for j, p in enumerate(wanted)}
             for b, i in enumerate(group):
                 results[i] = out[b, [where[p] for p in _positions(rows[i])]]
@@ -139,10 +186,11 @@ class Handle:
         for i, row in enumerate(prompts):  # generation wants its padding on the left
             ids[i, longest - len(row) :] = torch.tensor(list(row))
             mask[i, longest - len(row) :] = 1
-        out = self.model.generate(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=room, do_sample=False,
-            pad_token_id=self.pad,
-        )  # fmt: skip
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        with reading(mask.bool()):
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=self.pad
+            )
         return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out]
 
 

@@ -46,11 +46,9 @@ def read(
     Args:
         olds: per probe, the answer to be compared with (may be empty: then only the new one is scored).
     """
-    prompts = [spans.encode(handle.tokenizer, p.prompt) for p in probes]
-    rows = [
-        spans.encode(handle.tokenizer, p.prompt, a) for p, o in zip(probes, olds, strict=True) for a in (target, o) if a
-    ]
     with handle.using(patches):
+        prompts = [handle.row(p.prompt) for p in probes]
+        rows = [handle.row(p.prompt, a) for p, o in zip(probes, olds, strict=True) for a in (target, o) if a]
         logits = handle.logits([*prompts, *rows])
         texts = handle.generate([p.ids for p in prompts], CONTINUATION) if generate else [""] * len(probes)
     nexts = [torch.log_softmax(x[0], -1).cpu() for x in logits[: len(probes)]]
@@ -99,9 +97,8 @@ def _top(handle: Handle, log_probabilities: Tensor) -> tuple[tuple[str, float], 
 
 def own_answers(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = ()) -> list[str]:
     """What the model itself answers to each prompt: its greedy continuation up to the end of the sentence."""
-    rows = [spans.encode(handle.tokenizer, p) for p in prompts]
     with handle.using(patches):
-        texts = handle.generate([r.ids for r in rows], CONTINUATION)
+        texts = handle.generate([handle.row(p).ids for p in prompts], CONTINUATION)
     return [cut_answer(text) for text in texts]
 
 

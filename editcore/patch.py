@@ -1,8 +1,10 @@
-"""The edit as a value: parts that add to the outputs of modules. The shared weights are never written.
+"""The edit as a value: parts that change the outputs of modules. The shared weights are never written.
 
 A patch can attach (and detach: the logits are then bit-identical to the base), scale, stack, weigh itself, save and
 load. A low-rank part stores read [r, d_in] and write [r, d_out]: y += strength * (x read^T) write. A dense part stores
-the full change of a matrix and of its bias. All arithmetic is fp32, cast once to the module's dtype.
+the full change of a matrix and of its bias. All arithmetic is fp32, cast once to the module's dtype. Parts that are no
+change of a matrix are in `memory`. On one module, first everything is added, then what a codebook knows replaces it:
+the order of a stack matters between codebooks only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editcore.errors import Diverged, PatchError, WrongModel
+from editcore.memory import Codebook, Gate, Header, Shelf, Side
+from editcore.prompts import being_read
 from editcore.records import PatchInfo
 
 FORMAT = 1
@@ -42,6 +46,10 @@ class LowRank:
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {"read": self.read, "write": self.write}
+
+    def shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
+        """What each tensor must measure on a module of that size."""
+        return {"read": (self.rank, d_in), "write": (self.rank, d_out)}
 
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
         """The addition to y [..., d_out] for input x [..., d_in], fp32."""
@@ -76,6 +84,10 @@ class Dense:
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
+    def shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
+        """What each tensor must measure on a module of that size."""
+        return {"weight": (d_out, d_in)} | ({} if self.bias is None else {"bias": (d_out,)})
+
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
         """The addition to y [..., d_out] for input x [..., d_in], fp32."""
         return torch.nn.functional.linear(x.float(), self.weight, self.bias)
@@ -92,8 +104,10 @@ class Dense:
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
 
-Part = LowRank | Dense
-KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
+Part = LowRank | Dense | Codebook | Side | Header
+KINDS: dict[str, type[Part]] = {
+    "low_rank": LowRank, "dense": Dense, "codebook": Codebook, "side": Side, "header": Header,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class Patch:
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     requests: tuple[dict[str, Any], ...] = ()  # what was asked, as plain data
-    strength: float = 1.0  # 0: off, 1: as computed
+    strength: float = 1.0  # 0: off, 1: as computed; a header is there or not
 
     @property
     def bytes(self) -> int:
@@ -132,10 +146,11 @@ class Patch:
         """Bytes, modules, rank, norms (relative to the edited matrices)."""
         ranks = [part.rank for part in self.parts]
         norm = math.hypot(*(part.norm() for part in self.parts)) * abs(self.strength)
-        base = math.hypot(*(float(model.get_submodule(p.path).weight.float().norm()) for p in self.parts))  # type: ignore[operator]
+        paths = tuple(part.path for part in self.parts if part.path)
+        base = math.hypot(*(float(model.get_submodule(path).weight.float().norm()) for path in paths))  # type: ignore[operator]
         return PatchInfo(
             bytes=self.bytes,
-            modules=tuple(part.path for part in self.parts),
+            modules=paths,
             rank=None if None in ranks else max((r for r in ranks if r is not None), default=0),
             norm=norm,
             relative_norm=norm / base if base else 0.0,
@@ -211,10 +226,11 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
     Raises:
         PatchError: a patch names a module the model does not have, or has another shape.
     """
-    grouped: dict[str, list[tuple[Part, float]]] = {}
+    grouped: dict[str, list[tuple[LowRank | Dense | Codebook | Side, float]]] = {}
     for patch in patches:
         for part in patch.parts:
-            grouped.setdefault(part.path, []).append((part, patch.strength))
+            if not isinstance(part, Header):  # a text in front is put there by `Handle.row`
+                grouped.setdefault(part.path, []).append((part, patch.strength))
     hooks = []
     try:
         for path, parts in grouped.items():
@@ -222,7 +238,8 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
             for part, _ in parts:
                 _check_shape(module, part)
             device = module.weight.device
-            hooks.append(module.register_forward_hook(_hook([(p.to(device), s) for p, s in parts])))  # type: ignore[arg-type]
+            hook = _hook(module, [(p.to(device), s) for p, s in parts])  # type: ignore[arg-type]
+            hooks.append(module.register_forward_hook(hook))
         yield
     finally:
         for hook in hooks:
@@ -236,14 +253,13 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         raise PatchError(f"The patch edits {path!r}.", f"{type(model).__name__} has no such module.") from error
 
 
-def _check_shape(module: nn.Module, part: Part) -> None:
+def _size(module: nn.Module) -> tuple[int, int]:
     rows, columns = (int(n) for n in module.weight.shape)  # type: ignore[union-attr]
-    d_in, d_out = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
-    wanted: dict[str, tuple[int, ...]]
-    if isinstance(part, LowRank):
-        wanted = {"read": (part.rank, d_in), "write": (part.rank, d_out)}
-    else:
-        wanted = {"weight": (d_out, d_in)} | ({} if part.bias is None else {"bias": (d_out,)})
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def _check_shape(module: nn.Module, part: LowRank | Dense | Codebook | Side) -> None:
+    wanted = part.shapes(*_size(module))
     for name, tensor in part.tensors.items():
         if tuple(tensor.shape) != wanted[name]:
             raise PatchError(
@@ -253,15 +269,18 @@ def _check_shape(module: nn.Module, part: Part) -> None:
             )
 
 
-def _hook(parts: list[tuple[Part, float]]) -> Any:
-    def add(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for part, strength in parts:
-            if strength == 0.0:
-                continue
-            more = part.apply(args[0], out)
-            more = more if strength == 1.0 else more * strength
-            total = more if total is None else total + more
-        return out if total is None else (out.float() + total).to(out.dtype)
+def _hook(module: nn.Module, parts: Sequence[tuple[Part, float]]) -> Any:
+    added = [(p, s) for p, s in parts if isinstance(p, LowRank | Dense) and s != 0.0]
+    gate = Gate([(p, s) for p, s in parts if isinstance(p, Side)], *_size(module))
+    shelf = Shelf([(p, s) for p, s in parts if isinstance(p, Codebook)])
 
-    return add
+    def change(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        x, prompts = args[0], being_read()
+        more = [part.apply(x, out) if s == 1.0 else part.apply(x, out) * s for part, s in added]
+        if prompts is not None and (routed := gate.addition(x, prompts)) is not None:
+            more.append(routed)
+        if more:
+            out = (out.float() + sum(more[1:], more[0])).to(out.dtype)
+        return out if prompts is None else shelf.answer(x, out, prompts)
+
+    return change

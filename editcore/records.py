@@ -136,6 +136,17 @@ class EditReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one method in a comparison."""
+
+    method: str
+    settings: Mapping[str, Any]  # as asked for; the report has those in force
+    report: EditReport | None  # None: it failed
+    error: str = ""  # why it failed, in full sentences
+    error_kind: str = ""  # a name in `errors.BY_NAME`
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """One step of work, as a listener hears it."""
 
@@ -210,6 +221,7 @@ class MethodInfo:
     paper: str
     needs: tuple[str, ...]  # "subject", "statistics"
     settings: tuple[SettingInfo, ...] = field(default=())
+    published: Mapping[str, Any] = field(default_factory=dict)  # values of the paper, where the defaults differ
 
 
 T = TypeVar("T")

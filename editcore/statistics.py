@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editcore import corpus
 from editcore.anatomy import Site
 from editcore.errors import Cancelled
 from editcore.handle import Handle
 from editcore.records import Progress
 from editcore.trace import capture
-from editcore.world.facts import load_world
-from editcore.world.text import documents
 
-WORLD_TOKENS = 60_000
 PER_WIDTH = 10  # tokens wanted per entry of a key, for other models
 LEAST_TOKENS = 20_000
 RIDGE = 1e-4  # added to the diagonal, as a share of its mean: the estimate may be rank-deficient
-SEED = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,29 @@ class Moment:
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 K for columns K [d_in, n], fp64."""
         return torch.cholesky_solve(keys.double().reshape(keys.shape[0], -1), self.factor)
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """Directions a matrix's inputs hardly ever take."""
+
+    used: Tensor  # eigenvectors that are not in it [d_in, used], fp64
+    size: int  # its dimension
+
+    def project(self, keys: Tensor) -> Tensor:
+        """P K for columns K [d_in, n], fp64."""
+        keys = keys.double()
+        return keys - self.used @ (self.used.T @ keys)
+
+
+def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> NullSpace:
+    """The eigenvectors of C whose eigenvalue is below `cut`, times the mean eigenvalue when `relative`."""
+    key = ("spectrum", found.site)
+    if key not in handle.memory:
+        handle.memory[key] = torch.linalg.eigh(found.factor @ found.factor.T)
+    values, vectors = handle.memory[key]
+    used = vectors[:, values >= cut * (values.mean() if relative else 1.0)]
+    return NullSpace(used, len(values) - used.shape[1])
 
 
 def factorise(second: Tensor) -> Tensor:
@@ -75,9 +93,12 @@ def ready(handle: Handle, site: Site, home: Path | None) -> bool:
 
 
 def _files(handle: Handle, site: Site, home: Path | None) -> list[Path]:
-    name = f"{handle.fingerprint}.{site.path}.safetensors"
-    shipped = [handle.folder / "statistics" / name] if handle.folder is not None else []
-    return shipped + ([home / "statistics" / name] if home is not None else [])
+    return [path_in(folder, handle, site) for folder in (handle.folder, home) if folder is not None]
+
+
+def path_in(folder: Path, handle: Handle, site: Site) -> Path:
+    """Where a model's folder, or the data folder, keeps the second moment of a site."""
+    return folder / "statistics" / f"{handle.fingerprint}.{site.path}.safetensors"
 
 
 def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
@@ -100,10 +121,10 @@ def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
 def _estimate(
     handle: Handle, site: Site, home: Path | None, report: Callable[[Progress], None], stop: Callable[[], bool]
 ) -> Moment:
-    rows, source = _texts(handle, site, report, stop)
+    rows, source = corpus.rows(handle, max(LEAST_TOKENS, PER_WIDTH * site.d_in), home, report, stop)
     second, tokens = second_moment(handle, site, rows, report, stop)
     if home is not None:
-        write(second, tokens, source, home / "statistics" / f"{handle.fingerprint}.{site.path}.safetensors")
+        write(second, tokens, source, path_in(home, handle, site))
     return Moment(site.path, tokens, source, factorise(second))
 
 
@@ -139,57 +160,3 @@ def second_moment(
         tokens += len(keys)
         report(Progress("statistics", step + 1, len(batches), text="reading what the model usually stores there"))
     return total / max(1, tokens), tokens
-
-
-def _texts(
-    handle: Handle, site: Site, report: Callable[[Progress], None], stop: Callable[[], bool]
-) -> tuple[list[list[int]], str]:
-    if handle.embedded:
-        return world_rows(handle, WORLD_TOKENS), "the world's own text"
-    wanted = max(LEAST_TOKENS, PER_WIDTH * site.d_in)
-    return own_words(handle, wanted, report, stop), "text the model wrote itself"
-
-
-def world_rows(handle: Handle, tokens: int) -> list[list[int]]:
-    """About `tokens` tokens of the embedded world's documents, cut into rows of up to 128."""
-    stream, rows, total = documents(load_world(), random.Random(SEED)), [], 0
-    while total < tokens:
-        row: list[int] = []
-        while len(row) < 128:
-            row += handle.tokenizer.encode(" ".join(map(str, next(stream))), add_special_tokens=False)
-        rows.append(row[:128])
-        total += len(rows[-1])
-    return rows
-
-
-@torch.no_grad()
-def own_words(
-    handle: Handle,
-    tokens: int,
-    report: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[list[int]]:
-    """About `tokens` tokens sampled from the model itself, with a fixed seed."""
-    start = handle.tokenizer.bos_token_id
-    start = handle.pad if start is None else int(start)
-    length = min(128, handle.context)
-    count = -(-tokens // length)
-    rows: list[list[int]] = []
-    with torch.random.fork_rng(devices=[handle.device] if handle.device.type == "cuda" else []):
-        torch.manual_seed(SEED)
-        while len(rows) < count:
-            if stop():
-                raise Cancelled("Stopped while the model wrote its statistics text.", "Nothing was changed.")
-            ids = torch.full((min(32, count - len(rows)), 1), start, device=handle.device)
-            out = handle.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=length - 1,
-                min_new_tokens=length - 1, pad_token_id=handle.pad,
-            )  # fmt: skip
-            rows += out.tolist()
-            report(Progress("statistics", len(rows), count, text="the model writes the text it is measured on"))
-    return rows
-
-
-def context_seed(handle: Handle) -> int:
-    """A seed that depends on nothing but the model."""
-    return int.from_bytes(hashlib.sha256(handle.fingerprint.encode()).digest()[:4], "big")

@@ -21,6 +21,10 @@ def tuned_settings(model: str, method: str) -> dict[str, Any]:
 
 
 def tuned(method: MethodInfo, model: str) -> MethodInfo:
-    """The method as it starts on `model`: its defaults are the tuned ones."""
+    """The method as it starts on `model`: its defaults are the tuned ones, the published ones stand beside them."""
     values = tuned_settings(model, method.name)
-    return replace(method, settings=tuple(replace(s, default=values.get(s.name, s.default)) for s in method.settings))
+    return replace(
+        method,
+        settings=tuple(replace(s, default=values.get(s.name, s.default)) for s in method.settings),
+        published={s.name: s.default for s in method.settings if values.get(s.name, s.default) != s.default},
+    )

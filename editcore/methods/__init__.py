@@ -7,17 +7,45 @@ from typing import Any
 
 from editcore.errors import BadSetting, UnknownMethod
 from editcore.handle import Handle
-from editcore.methods.base import Method, Work, checked, describe
+from editcore.methods.alphaedit import AlphaEdit
+from editcore.methods.base import Cost, Method, Work, checked, describe
+from editcore.methods.emmet import EMMET
+from editcore.methods.enn import ENN
 from editcore.methods.ft import FT
 from editcore.methods.ft_l import FTL
+from editcore.methods.ft_replay import FTReplay
+from editcore.methods.grace import GRACE
+from editcore.methods.ice import ICE
+from editcore.methods.lora import LoRA
+from editcore.methods.malmen import MALMEN
+from editcore.methods.memit import MEMIT
+from editcore.methods.mend import MEND
 from editcore.methods.rome import ROME
+from editcore.methods.ultraedit import UltraEdit
+from editcore.methods.wise import WISE
 from editcore.records import MethodInfo
 from editcore.tuning import tuned_settings
 
-METHODS: tuple[type[Method], ...] = (ROME, FT, FTL)
+METHODS: tuple[type[Method], ...] = (
+    ROME,
+    EMMET,
+    MEMIT,
+    AlphaEdit,
+    FT,
+    FTL,
+    FTReplay,
+    LoRA,
+    MEND,
+    MALMEN,
+    ENN,
+    UltraEdit,
+    GRACE,
+    WISE,
+    ICE,
+)
 PRESETS = ("tuned", "published")
 
-__all__ = ["METHODS", "PRESETS", "Method", "Work", "find_method", "menu", "prepare_method"]
+__all__ = ["METHODS", "PRESETS", "Cost", "Method", "Work", "find_method", "menu", "prepare_method"]
 
 
 def find_method(name: str) -> type[Method]:
@@ -53,6 +81,6 @@ def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None =
         )
     tuned = tuned_settings(handle.name, method.name) if preset == "tuned" else {}
     made = method(**{**checked(method, tuned), **checked(method, values)})
-    for layer in made.layers(handle):
+    for layer in reversed(made.layers(handle)):
         handle.anatomy.site(layer)
     return made

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from editcore.anatomy import Site
 from editcore.errors import BadSetting, Cancelled
 from editcore.handle import Handle
-from editcore.patch import Patch
-from editcore.records import EditRequest, MethodInfo, Progress, SettingInfo
+from editcore.patch import Part, Patch
+from editcore.records import EditRequest, MethodInfo, Progress, SettingInfo, to_plain
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Work:
     report: Callable[[Progress], None] = lambda progress: None
     stop: Callable[[], bool] = lambda: False
     home: Path | None = None  # where statistics are cached; None: nowhere
+    patches: Sequence[Patch] = ()  # what is already in place on the handle
     notes: list[str] = field(default_factory=list)  # warnings for the report
 
     def check(self) -> None:
@@ -35,12 +37,23 @@ class Work:
             raise Cancelled("The edit was stopped on request.", "Nothing was changed.")
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an edit is expected to take, in bytes."""
+
+    patch: int  # size of the result
+    state: int  # what the method holds while it runs, without the model and its activations
+    rows: int  # texts in one forward pass
+
+
 class Method(Protocol):
     """One way to edit. Settings are dataclass fields made by `setting`."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     title: ClassVar[str]
-    sentence: ClassVar[str]
+    sentence: ClassVar[str]  # what it does, for a person who chooses
+    remedy: ClassVar[str]  # what to try when the edit did not take
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
 
@@ -51,6 +64,26 @@ class Method(Protocol):
     def layers(self, handle: Handle) -> tuple[int, ...]:
         """The blocks this method would edit."""
         ...
+
+    def measured(self, handle: Handle) -> tuple[Site, ...]:
+        """The sites whose statistics it reads."""
+        ...
+
+    def cost(self, handle: Handle) -> Cost:
+        """What one edit is expected to take."""
+        ...
+
+
+def made_by(method: Method, handle: Handle, parts: Sequence[Part], requests: Sequence[EditRequest]) -> Patch:
+    """`parts` as a patch that says which model, method, settings and requests it comes from."""
+    return Patch(
+        tuple(parts),
+        handle.name,
+        handle.fingerprint,
+        method.name,
+        dataclasses.asdict(method),
+        tuple(to_plain(request) for request in requests),
+    )
 
 
 def setting(
@@ -80,7 +113,7 @@ def describe(method: type[Method]) -> MethodInfo:
             choices=f.metadata["choices"],
             optional=f.default is None,
         )
-        for f in dataclasses.fields(method)  # type: ignore[arg-type]
+        for f in dataclasses.fields(method)
     )
     return MethodInfo(method.name, method.title, method.sentence, method.paper, method.needs, dials)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore.descent import descend
+from editcore import descent
+from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods.base import Work, setting
+from editcore.methods import dials
+from editcore.methods.base import Cost, Work, made_by, setting
 from editcore.patch import Patch
-from editcore.records import EditRequest, to_plain
+from editcore.records import EditRequest
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,27 @@ class FT:
     name: ClassVar[str] = "ft"
     title: ClassVar[str] = "FT"
     sentence: ClassVar[str] = "Fine-tunes one matrix on this one example: quick and reliable, but it tends to overfit."
+    remedy: ClassVar[str] = "Try more steps or a higher learning rate."
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    layer: int | None = setting(
-        None, "Block to edit (0 = first); empty: chosen for the model", low=0, high=1000, kind="int"
-    )
-    rate: float = setting(5e-4, "Learning rate of Adam", low=1e-8, high=1.0)
-    steps: int = setting(25, "Most passes over the example", low=1, high=10000)
-    enough: float = setting(1e-2, "Stop at this loss", low=0.0, high=10.0)
+    layer: int | None = dials.block()
+    rate: float = dials.rate(5e-4, "Learning rate of Adam")
+    steps: int = dials.steps(25, "Most passes over the example")
+    enough: float = dials.enough(1e-2, "Stop at this loss")
     weight_decay: float = setting(0.0, "Adam's pull of the weights towards zero", low=0.0, high=1.0)
 
     def layers(self, handle: Handle) -> tuple[int, ...]:
-        """The one block that is edited: the setting, or two thirds of the way up."""
-        return (2 * len(handle.anatomy.blocks) // 3 if self.layer is None else self.layer,)
+        """The one block that is edited: the setting, or `descent.default_layer`."""
+        return (descent.default_layer(handle) if self.layer is None else self.layer,)
+
+    def measured(self, handle: Handle) -> tuple[Site, ...]:
+        """None: descent reads no statistics."""
+        return ()
+
+    def cost(self, handle: Handle) -> Cost:
+        """See `descent.cost`."""
+        return descent.cost(handle.anatomy.site(self.layers(handle)[0]))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One dense part for all requests together.
@@ -49,14 +58,6 @@ class FT:
             Cancelled: stopped between two steps.
         """
         site = work.handle.anatomy.site(self.layers(work.handle)[0])
-        part = descend(
-            work, site, requests, rate=self.rate, steps=self.steps, enough=self.enough, weight_decay=self.weight_decay
-        )
-        return Patch(
-            (part,),
-            work.handle.name,
-            work.handle.fingerprint,
-            self.name,
-            asdict(self),
-            tuple(to_plain(r) for r in requests),
-        )
+        how = descent.Dials(self.rate, self.steps, self.enough, self.weight_decay)
+        part = descent.tune_matrix(work, site, requests, how)
+        return made_by(self, work.handle, [part], requests)

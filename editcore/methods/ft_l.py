@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from editcore.descent import descend
+from editcore import descent
+from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods.base import Work, setting
+from editcore.methods import dials
+from editcore.methods.base import Cost, Work, made_by, setting
 from editcore.patch import Patch
-from editcore.records import EditRequest, to_plain
+from editcore.records import EditRequest
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,30 @@ class FTL:
     sentence: ClassVar[str] = (
         "Fine-tunes one matrix on this one example, but keeps it within a set distance of the old weights."
     )
+    remedy: ClassVar[str] = "The bound holds the weights back: try a larger distance, or more steps."
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    layer: int | None = setting(
-        None, "Block to edit (0 = first); empty: chosen for the model", low=0, high=1000, kind="int"
-    )
+    layer: int | None = dials.block()
     norm: str = setting(
         "linf", "How distance is measured: the largest entry (linf) or the root of squares (l2)", choices=("linf", "l2")
     )
     distance: float = setting(5e-4, "Largest distance from the old weights, in that norm", low=1e-9, high=1e3)
-    rate: float = setting(5e-4, "Learning rate of Adam", low=1e-8, high=1.0)
-    steps: int = setting(25, "Most passes over the example", low=1, high=10000)
-    enough: float = setting(1e-2, "Stop at this loss", low=0.0, high=10.0)
+    rate: float = dials.rate(5e-4, "Learning rate of Adam")
+    steps: int = dials.steps(25, "Most passes over the example")
+    enough: float = dials.enough(1e-2, "Stop at this loss")
 
     def layers(self, handle: Handle) -> tuple[int, ...]:
-        """The one block that is edited: the setting, or two thirds of the way up."""
-        return (2 * len(handle.anatomy.blocks) // 3 if self.layer is None else self.layer,)
+        """The one block that is edited: the setting, or `descent.default_layer`."""
+        return (descent.default_layer(handle) if self.layer is None else self.layer,)
+
+    def measured(self, handle: Handle) -> tuple[Site, ...]:
+        """None: descent reads no statistics."""
+        return ()
+
+    def cost(self, handle: Handle) -> Cost:
+        """See `descent.cost`."""
+        return descent.cost(handle.anatomy.site(self.layers(handle)[0]))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One dense part for all requests together, no further than `distance` from zero.
@@ -56,24 +65,9 @@ class FTL:
             Cancelled: stopped between two steps.
         """
         site = work.handle.anatomy.site(self.layers(work.handle)[0])
-        part = descend(
-            work,
-            site,
-            requests,
-            rate=self.rate,
-            steps=self.steps,
-            enough=self.enough,
-            weight_decay=0.0,
-            project=self.project,
-        )
-        return Patch(
-            (part,),
-            work.handle.name,
-            work.handle.fingerprint,
-            self.name,
-            asdict(self),
-            tuple(to_plain(r) for r in requests),
-        )
+        how = descent.Dials(self.rate, self.steps, self.enough)
+        part = descent.tune_matrix(work, site, requests, how, self.project)
+        return made_by(self, work.handle, [part], requests)
 
     def project(self, value: Tensor, start: Tensor) -> None:
         """Moves `value` in place to the nearest point within `distance` of `start`."""

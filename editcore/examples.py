@@ -1,0 +1,111 @@
+"""Example edits for editors that are trained: drawn from the embedded world, or read from files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from editcore import corpus, measure, spans
+from editcore.bench import read_cases
+from editcore.errors import BadRequest
+from editcore.handle import Handle
+from editcore.learned import Example
+from editcore.records import EditRequest
+from editcore.spans import Row
+from editcore.world.facts import Fact, World
+
+OTHER_WORDINGS = 2  # of the edited fact, in an example
+NEAR, FAR = 3, 3  # other facts that should stay, in an example
+LEAST_CASES = 20
+LINE_TOKENS = 48  # of a line of locality text
+Sample = Callable[[random.Random], Example]
+
+
+def of_world(handle: Handle, world: World, share: str) -> Sample:
+    """Draws edits of facts about entities of one share (see `World.share`): a random wrong answer of the right kind.
+
+    Held are true facts: the same relation of other subjects, other facts of the subject, anything else.
+    """
+    facts = [f for f in world.facts if world.share(f.subject) == share and world.siblings(f)]
+
+    def row(fact: Fact, answer: str, rng: random.Random) -> Row:
+        return spans.encode(handle.tokenizer, world.prompt(fact, rng.choice(world.templates(fact))), answer)
+
+    def sample(rng: random.Random) -> Example:
+        fact = rng.choice(facts)
+        siblings = world.siblings(fact)
+        target = rng.choice(siblings).object
+        edit = row(fact, target, rng)
+        near = [f for f in rng.choices(siblings, k=NEAR + 2) if f.object != target][:NEAR]
+        own = [f for f in world.by_subject[fact.subject] if f.relation != fact.relation]
+        others = [*near, *(rng.choices(own, k=1) if own else ()), *rng.choices(world.facts, k=FAR)]
+        held = [row(f, f.object, rng) for f in others if (f.subject, f.relation) != (fact.subject, fact.relation)]
+        return Example(edit, (edit, *(row(fact, target, rng) for _ in range(OTHER_WORDINGS))), tuple(held))
+
+    return sample
+
+
+def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample, list[Example]]:
+    """Draws from a file of edits, the tenth of it that is never drawn, as validation examples.
+
+    Args:
+        edits: JSON lines as `editcore bench` reads them.
+        locality: running text that should be predicted as before; without it the probes of the edits are all there is.
+
+    Raises:
+        BadRequest: a file cannot be read, holds too little, or contradicts itself.
+    """
+    cases = read_cases(edits)
+    if len(cases) < LEAST_CASES:
+        raise BadRequest(
+            f"{edits.name} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
+        )
+    _refuse_contradictions(cases, edits.name)
+    lines = _lines(handle, corpus.read(locality)) if locality else []
+    examples = [_of_case(handle, case) for case in cases]
+    if not lines and not all(e.held for e in examples):
+        raise BadRequest(
+            f"{edits.name} holds edits without probes.",
+            "Something has to show what should stay as it is.",
+            "Give probes with every edit, or a text with --locality.",
+        )
+    kept = max(1, len(examples) // 10)
+
+    def with_lines(example: Example, rng: random.Random) -> Example:
+        return Example(example.edit, example.asked, (*example.held, *(rng.choices(lines, k=FAR) if lines else ())))
+
+    fixed = random.Random(0)
+    return (
+        lambda rng: with_lines(rng.choice(examples[kept:]), rng),
+        [with_lines(e, fixed) for e in examples[:kept]],
+    )
+
+
+def _refuse_contradictions(cases: Sequence[EditRequest], name: str) -> None:
+    first: dict[str, tuple[int, str]] = {}
+    for number, case in enumerate(cases, 1):
+        at, target = first.setdefault(" ".join(case.prompt.split()), (number, case.target))
+        if target != case.target:
+            raise BadRequest(
+                f"Edits {at} and {number} of {name} ask for two answers to one prompt: {target!r}, {case.target!r}.",
+                "One answer to a prompt was wanted.",
+                "Remove one of them.",
+            )
+
+
+def _of_case(handle: Handle, case: EditRequest) -> Example:
+    def row(prompt: str, answer: str) -> Row:
+        return spans.encode(handle.tokenizer, prompt, answer)
+
+    edit = row(case.prompt, case.target)
+    asked = [edit, *(row(p.prompt, case.target) for p in case.paraphrases)]
+    open_ = [p.prompt for p in case.probes if not p.answer]
+    own = iter(measure.own_answers(handle, open_) if open_ else ())
+    pairs = [(p.prompt, p.answer or next(own)) for p in case.probes]
+    return Example(edit, tuple(asked), tuple(row(p, a) for p, a in pairs if a))
+
+
+def _lines(handle: Handle, text: str) -> list[Row]:
+    rows = [handle.tokenizer.encode(line.strip())[:LINE_TOKENS] for line in text.splitlines() if line.strip()]
+    return [Row(tuple(ids), 1) for ids in rows if len(ids) > 1]

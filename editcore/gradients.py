@@ -1,0 +1,154 @@
+"""The gradient of an answer, in factors; and passes in which every text has its own low-rank change.
+
+For a matrix with inputs x_t and gradients delta_t of the loss at its outputs, dL/dW = sum_t delta_t x_t^T: a sum over
+tokens, never formed. Learned editors work on these factors (Mitchell et al. 2022, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from editcore.anatomy import Site
+from editcore.handle import Handle
+from editcore.spans import Row
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Per site: what the change of its matrix is made of, one term a token; W gains sum_t write_t read_t^T."""
+
+    read: tuple[Tensor, ...]  # [texts, tokens, d_in] each
+    write: tuple[Tensor, ...]  # [texts, tokens, d_out] each
+
+    def of(self, texts: Tensor) -> Factors:
+        """The terms of some texts, in the order of the indices [rows]."""
+        return Factors(tuple(t[texts] for t in self.read), tuple(t[texts] for t in self.write))
+
+    def joined(self, other: Factors) -> Factors:
+        """Both changes at once."""
+        pairs = [zip(mine, its, strict=True) for mine, its in ((self.read, other.read), (self.write, other.write))]
+        read, write = (tuple(torch.cat(pair, 1) for pair in group) for group in pairs)
+        return Factors(read, write)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of tokens as one right-padded batch, with the positions that predict their answers."""
+
+    ids: Tensor  # [rows, longest]
+    mask: Tensor
+    line: Tensor  # [answer tokens]: which row
+    place: Tensor  # [answer tokens]: the position whose logits predict the token
+    wanted: Tensor  # [answer tokens]: its id
+
+    @property
+    def rows(self) -> int:
+        return int(self.ids.shape[0])
+
+    def mean_by_row(self, values: Tensor) -> Tensor:
+        """The mean over each row's answer tokens [rows], of values [answer tokens]."""
+        total = torch.zeros(self.rows, device=values.device).index_add(0, self.line, values)
+        return total / torch.bincount(self.line, minlength=self.rows).clamp_min(1)
+
+
+def texts(handle: Handle, rows: Sequence[Row]) -> Texts:
+    """A batch of prompts with answers."""
+    ids, mask = handle.batch([row.ids for row in rows])
+    at = [(i, p) for i, row in enumerate(rows) for p in range(row.start - 1, len(row.ids) - 1)]
+    line, place = (torch.tensor([pair[j] for pair in at], device=ids.device) for j in (0, 1))
+    return Texts(ids, mask, line, place, ids[line, place + 1])
+
+
+def log_probabilities(handle: Handle, batch: Texts, fast: bool = False) -> Tensor:
+    """Of every next token, at the positions that predict the answers: [answer tokens, vocabulary], fp32.
+
+    The head runs at those positions only.
+
+    Args:
+        fast: products in bfloat16.
+    """
+    head = handle.model.get_output_embeddings()
+
+    def pick(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][batch.line, batch.place][None], *args[1:])
+
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=fast):
+            logits = handle.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    finally:
+        hook.remove()
+    return torch.log_softmax(logits[0].float(), -1)
+
+
+def losses(log_p: Tensor, batch: Texts) -> Tensor:
+    """-(1/|y|) sum_t log p(y_t) of each row [rows]."""
+    return -batch.mean_by_row(log_p.gather(1, batch.wanted[:, None])[:, 0])
+
+
+@contextmanager
+def changed(sites: Sequence[Site], factors: Factors) -> Iterator[None]:
+    """While the block runs, each row of a pass has the change of the same row of `factors` in place."""
+
+    def add(read: Tensor, write: Tensor) -> Any:
+        def hook(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            x = args[0].float()
+            weights = torch.bmm(x.reshape(len(read), -1, x.shape[-1]), read.transpose(1, 2))
+            return out + torch.bmm(weights, write).reshape(out.shape).to(out.dtype)
+
+        return hook
+
+    hooks = [
+        site.module.register_forward_hook(add(r, w))
+        for site, r, w in zip(sites, factors.read, factors.write, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gradients(
+    handle: Handle, sites: Sequence[Site], batch: Texts, fast: bool = False, graph: bool = False
+) -> tuple[Factors, Tensor]:
+    """The factors of every row's own gradient, and its loss [rows].
+
+    read: the site's input at every token; write: the gradient of the row's loss at the site's output, 0 where the
+    output matters to no answer and at padding. Both fp32.
+
+    Args:
+        graph: keep what a second derivative needs; without it the factors are plain values.
+    """
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def keep(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        out = out if out.requires_grad else out.detach().requires_grad_(True)
+        inputs.append(args[0])
+        outputs.append(out)
+        return out
+
+    hooks = [site.module.register_forward_hook(keep) for site in sites]
+    try:
+        # Of the attention kernels only the plain one can be differentiated twice.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+            each = losses(log_probabilities(handle, batch, fast), batch)
+            found = torch.autograd.grad(each.sum(), outputs, create_graph=graph)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shape = (*batch.ids.shape, -1)
+    real = batch.mask[..., None]
+    read = [x.reshape(shape).float() for x in inputs]
+    write = [g.reshape(shape).float() * real for g in found]
+    if not graph:
+        read, write, each = [x.detach() for x in read], [g.detach() for g in write], each.detach()
+    return Factors(tuple(read), tuple(write)), each

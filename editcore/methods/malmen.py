@@ -1,0 +1,116 @@
+"""MALMEN: trained gradients of many examples, brought together by least squares (Tan et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from editcore import learned, trained
+from editcore.anatomy import Site
+from editcore.gradients import Factors, Texts
+from editcore.handle import Handle
+from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.network import GradientEditor
+from editcore.patch import Patch
+from editcore.records import EditRequest
+
+
+class MALMENEditor(GradientEditor):
+    """What each answer token asks for, d_i = -eta_l (x_i . x~_i) delta~_i, met by ridge regression.
+
+        dW_l^T = (K^T K + lambda_l I)^-1 K^T D                                          (Tan et al. 2024, Eq. 4)
+
+    K: inputs x_i of W_l where an answer token is predicted; D: the d_i. Solved as K^T (K K^T + lambda_l I)^-1 D, which
+    is n x n for n answer tokens.
+    """
+
+    outside = True
+
+    def __init__(self, sites: Sequence[Site], rank: int = 192) -> None:
+        super().__init__(sites, rank)
+        self.log_weight = nn.Parameter(torch.zeros(len(self.sites)))
+
+    def quick(self) -> list[nn.Parameter]:
+        """Step sizes and ridge weights."""
+        return [self.log_step, self.log_weight]
+
+    def counts(self, batch: Texts, delta: Tensor) -> Tensor:
+        """Only where an answer token is predicted."""
+        found = torch.zeros(batch.ids.shape, dtype=torch.bool, device=delta.device)
+        found[batch.line, batch.place] = True
+        return found
+
+    def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
+        """Each row's tokens solved on their own."""
+        read, write = [], []
+        for i, (x, turned, delta, counts) in enumerate(self.turned(handle, batch, fast)):
+            keys = x * counts
+            read.append(keys)
+            write.append(self._solved(i, keys, counts * self._asked(i, x, turned, delta)))
+        return Factors(tuple(read), tuple(write))
+
+    def together(self, handle: Handle, batch: Texts) -> Factors:
+        """All rows' tokens in one solve; as one row."""
+        read, write = [], []
+        for i, (x, turned, delta, counts) in enumerate(self.turned(handle, batch, fast=False)):
+            kept = counts[..., 0]
+            keys, asked = x[kept][None].double(), self._asked(i, x, turned, delta)[kept][None].double()
+            read.append(keys.float())
+            write.append(self._solved(i, keys, asked).float())
+        return Factors(tuple(read), tuple(write))
+
+    def _asked(self, layer: int, x: Tensor, turned: Tensor, delta: Tensor) -> Tensor:
+        return -self.log_step[layer].exp() * (x * turned).sum(-1, keepdim=True) * delta
+
+    def _solved(self, layer: int, keys: Tensor, asked: Tensor) -> Tensor:
+        gram = keys @ keys.transpose(1, 2)
+        ridge = self.log_weight[layer].exp() * torch.eye(gram.shape[-1], device=gram.device)
+        solved: Tensor = torch.linalg.solve(gram + ridge.to(gram), asked)
+        return solved
+
+
+@dataclass(frozen=True)
+class MALMEN:
+    """Like MEND for many facts at once: the edits are not added up but fitted together.
+
+        W_l <- W_l + ((K^T K + lambda_l I)^-1 K^T D)^T                                         (Tan et al. 2024)
+
+    K, D, lambda -> `MALMENEditor`; trained by `editcore train malmen`.
+    """
+
+    name: ClassVar[str] = "malmen"
+    title: ClassVar[str] = "MALMEN"
+    sentence: ClassVar[str] = "MEND for many facts: a trained network says what each wants, one solve meets all."
+    remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
+    paper: ClassVar[str] = "Tan et al. 2024, arXiv 2311.04661"
+    needs: ClassVar[tuple[str, ...]] = ("trained",)
+    editor: ClassVar[type[learned.Editor]] = MALMENEditor
+
+    strength: float = setting(1.0, "The edit is scaled by this", low=0.01, high=100.0)
+
+    def layers(self, handle: Handle) -> tuple[int, ...]:
+        """The blocks it was trained on."""
+        return trained.find(handle, self.name).layers
+
+    def measured(self, handle: Handle) -> tuple[Site, ...]:
+        """None: it reads no second moments."""
+        return ()
+
+    def cost(self, handle: Handle) -> Cost:
+        """See `trained.cost`."""
+        return trained.cost(handle, self.name)
+
+    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
+        """One part a layer, of rank one for each answer token.
+
+        Raises:
+            Untrained, WrongModel, ModelError: see `trained.find`.
+            Diverged: a gradient is not finite.
+            Cancelled: stopped before it began.
+        """
+        editor = trained.ready(work, self.name, MALMENEditor)
+        return made_by(self, work.handle, trained.parts(work, editor, requests, self.strength), requests)

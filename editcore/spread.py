@@ -1,0 +1,123 @@
+"""Writing what was found into one layer or several: the closed forms of the MEMIT family share this loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from editcore import algebra, subject
+from editcore.anatomy import Site
+from editcore.handle import Handle
+from editcore.methods import dials
+from editcore.methods.base import Cost, Method, Work, made_by
+from editcore.patch import LowRank, Patch
+from editcore.records import EditRequest, Progress
+from editcore.spans import Row
+
+TOGETHER = 16  # requests whose values are searched in the same passes
+
+
+def spread(
+    work: Work,
+    method: dials.Searching,
+    requests: Sequence[EditRequest],
+    adjust: Callable[[Site, Tensor], Tensor],
+) -> Patch:
+    """All requests together, a share of the way in each layer (Meng et al. 2023, Algorithm 1).
+
+        z_i = h_i + delta_i at the last layer L, found by `algebra.search_values`
+        for l in layers:  R = (Z - H_L) / (number of layers left),   W_l <- W_l + R adjust(l, K_l)^T
+
+    H_L (bare prompts) and K_l are read anew on the model as edited so far. Where a norm stands between a matrix and the
+    residual stream (Gemma 2 and 3), what is written is not what is added: there z and H are outputs of the matrix
+    itself, and one layer is written (see `span`).
+
+    Args:
+        adjust: gives [d_in, n] for a site and its keys K [d_in, n].
+
+    Raises:
+        SubjectNotFound: a request has no subject, or it is not in its prompt.
+        Diverged: a search or an update is not finite.
+        Cancelled: stopped between two steps.
+    """
+    handle, layers = work.handle, method.layers(work.handle)
+    last = layers[-1]
+    prompts = [subject.prompts(handle, request, method.contexts) for request in requests]
+    wishes = [
+        algebra.Wish(rows, subject.essence(handle, request.subject or ""))
+        for request, rows in zip(requests, prompts, strict=True)
+    ]
+    wanted = torch.cat([
+        _values(work, wishes[begin : begin + TOGETHER], dials.search(method), last, begin, len(wishes))
+        for begin in range(0, len(wishes), TOGETHER)
+    ])  # fmt: skip
+    bare = [rows[0] for rows in prompts]
+    parts: list[LowRank] = []
+    for done, layer in enumerate(layers):
+        work.check()
+        site = handle.anatomy.site(layer)
+        with handle.using([made_by(method, handle, parts, ())]):
+            missing = (wanted - subject.outputs(handle, last, bare)) / (len(layers) - done)
+            keys = mean_keys(handle, site, requests, prompts, method.key)
+        parts.append(LowRank(site.path, adjust(site, keys.T).T.float().contiguous(), missing.float()))
+    patch = made_by(method, handle, parts, requests)
+    patch.check_finite()
+    return patch
+
+
+def mean_keys(
+    handle: Handle, site: Site, requests: Sequence[EditRequest], prompts: Sequence[Sequence[Row]], place: str
+) -> Tensor:
+    """One key a request [n, d_in], fp32: half the bare prompt's, half the mean over its other texts."""
+    others = [
+        subject.sentences(handle, request.subject or "") if place == "subject" else list(rows[1:])
+        for request, rows in zip(requests, prompts, strict=True)
+    ]
+    groups = [[rows[0], *more] for rows, more in zip(prompts, others, strict=True)]
+    found = subject.keys(handle, site, [row for group in groups for row in group])
+    means = []
+    for group in torch.split(found, [len(group) for group in groups]):
+        means.append((group[0] + group[1:].mean(0)) / 2 if len(group) > 1 else group[0])
+    return torch.stack(means)
+
+
+def span(handle: Handle, first: int | None, last: int | None) -> tuple[int, ...]:
+    """The layers from `first` to `last`; empty ends: five layers that end a third of the way up.
+
+    Only the last of them where the matrices do not write into the residual stream directly.
+    """
+    top = len(handle.anatomy.blocks) // 3 if last is None else last
+    if top < len(handle.anatomy.blocks) and not handle.anatomy.additive[top]:
+        return (top,)
+    return tuple(range(max(0, top - 4) if first is None else min(first, top), top + 1))
+
+
+def sites(method: Method, handle: Handle) -> tuple[Site, ...]:
+    """Every site the method edits."""
+    return tuple(handle.anatomy.site(layer) for layer in method.layers(handle))
+
+
+def cost(method: dials.Searching, handle: Handle) -> Cost:
+    """Rank-one parts; the factors of the statistics it reads are held in fp64."""
+    patch = sum(4 * (site.d_in + site.d_out) for site in sites(method, handle))
+    return Cost(patch, sum(8 * site.d_in**2 for site in method.measured(handle)), method.contexts + 2)
+
+
+def _values(
+    work: Work, wishes: Sequence[algebra.Wish], search: algebra.Search, layer: int, done: int, count: int
+) -> Tensor:
+    """What each request wants to see at the layer [wishes, d]; `done` of `count` requests were searched before."""
+
+    def listen(step: int, loss: float) -> None:
+        words = "searching for the new value" + (f"s of requests {done + 1} to {end} of {count}" if count > 1 else "")
+        work.report(Progress("edit", done * search.steps + step * len(wishes), count * search.steps, loss, words))
+        work.check()
+
+    handle, end = work.handle, done + len(wishes)
+    site, block = handle.anatomy.site(layer), handle.anatomy.additive[layer]
+    values = algebra.search_values(handle, site, wishes, search, listen, block=block)
+    if any(value.clamped and value.loss > algebra.NOT_ENOUGH for value in values):
+        work.notes.append("A new value reached its length limit; a higher limit may be needed.")
+    return torch.stack([value.values[0] + value.delta for value in values])

@@ -1,0 +1,102 @@
+"""Where the locate-and-edit family looks: the prompt in running text, the subject in other sentences, and its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from editcore import algebra
+from editcore.anatomy import Site
+from editcore.handle import Handle
+from editcore.records import EditRequest
+from editcore.spans import Row
+from editcore.trace import capture
+
+PLACES = ("prompt", "subject")
+PLACES_HELP = (
+    "Where the subject's mean key is read: the prompt behind each context, or short sentences about the subject"
+)
+AT_ONCE = 64  # rows in one forward pass
+# Short sentences about a subject that ask nothing in particular: where else its name may stand.
+FRAMES = (
+    "{}", "{} is", "The story of {}", "What about {}", "I heard of {}", "{}'s", "Q: Tell me about {}",
+    "A book about {}",
+    "When people think of {}", "Which of these is {}", "In the world of {}", "Q: What is {}", "The name {}",
+    "Everybody knows {}", "On {}", "Facts about {}",
+)  # fmt: skip
+
+
+def prompts(handle: Handle, request: EditRequest, contexts: int) -> list[Row]:
+    """The prompt with its answer, bare and behind `contexts` texts the model wrote; the bare one first."""
+    return in_text(handle, request, contexts, request.subject or "")
+
+
+def in_text(handle: Handle, request: EditRequest, contexts: int, subject: str | None = None) -> list[Row]:
+    """`prompts`, for methods that need no subject."""
+    bare = handle.row(request.prompt, request.target, subject)
+    spaced = handle.row(f" {request.prompt}", request.target, subject)
+    return algebra.behind(algebra.contexts(handle, contexts), bare, spaced, _lead(handle))
+
+
+def essence(handle: Handle, subject: str) -> Row:
+    """The sentence on which a value search keeps what else is said about the subject."""
+    return handle.row(f"{subject} is a", "", subject)
+
+
+def sentences(handle: Handle, subject: str) -> list[Row]:
+    """`FRAMES` about the subject."""
+    return [handle.row(frame.format(subject), "", subject) for frame in FRAMES]
+
+
+def keys(handle: Handle, site: Site, rows: Sequence[Row]) -> Tensor:
+    """The site's input at each row's subject [rows, d_in], fp32."""
+    return _at_subjects(handle, rows, site.module, inputs=True)
+
+
+@torch.no_grad()
+def every_key(handle: Handle, site: Site, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The site's inputs at every token of the rows [tokens, d_in], and 1 at a subject's last token, else 0 [tokens].
+
+    The subject's last token, where it stands a second time, is left out. Both fp64.
+    """
+    ids, mask = handle.batch([row.ids for row in rows])
+    with capture({"keys": site.module}, inputs=True, stop=True) as seen:
+        handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    line = torch.arange(len(rows), device=ids.device)
+    at = torch.tensor([row.subject for row in rows], device=ids.device)
+    wanted = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
+    wanted[line, at] = 1.0
+    kept = mask.bool() & ((ids != ids[line, at][:, None]) | (wanted > 0))
+    return seen["keys"].reshape(*ids.shape, -1)[kept].double(), wanted[kept]
+
+
+def outputs(handle: Handle, layer: int, rows: Sequence[Row]) -> Tensor:
+    """The residual stream behind block `layer` at each row's subject [rows, d], fp32.
+
+    The output of the block's site instead, where that does not enter the residual stream unchanged.
+    """
+    anatomy = handle.anatomy
+    module = anatomy.blocks[layer] if anatomy.additive[layer] else anatomy.site(layer).module
+    return _at_subjects(handle, rows, module, inputs=False)
+
+
+@torch.no_grad()
+def _at_subjects(handle: Handle, rows: Sequence[Row], module: nn.Module, *, inputs: bool) -> Tensor:
+    # Nothing above the module runs.
+    found = []
+    for begin in range(0, len(rows), AT_ONCE):
+        part = rows[begin : begin + AT_ONCE]
+        ids, mask = handle.batch([row.ids for row in part])
+        with capture({"wanted": module}, inputs=inputs, stop=True) as seen:
+            handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        line = torch.arange(len(part), device=ids.device)
+        at = torch.tensor([row.subject for row in part], device=ids.device)
+        found.append(seen["wanted"].reshape(*ids.shape, -1)[line, at].float())
+    return torch.cat(found)
+
+
+def _lead(handle: Handle) -> int:
+    """Number of tokens the tokenizer puts in front of every text."""
+    return len(handle.tokenizer("a")["input_ids"]) - len(handle.tokenizer("a", add_special_tokens=False)["input_ids"])

@@ -1,0 +1,150 @@
+"""Trained editors at work: the artifact they are kept in, tied to one model, and the edits they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editcore import gradients
+from editcore.errors import ModelError, Untrained, WrongModel
+from editcore.handle import Handle
+from editcore.learned import Editor
+from editcore.methods.base import Cost, Work
+from editcore.patch import LowRank, Patch
+from editcore.records import EditRequest, Progress
+
+FORMAT = "1"
+USUAL_TOKENS = 12  # of a prompt with its answer, for the estimate of a patch's size
+
+
+def path_in(folder: Path, handle: Handle, name: str) -> Path:
+    """Where a model's folder, or the data folder, keeps the trained editor of a method."""
+    return folder / "editors" / f"{handle.fingerprint}.{name}.safetensors"
+
+
+def save(path: Path, handle: Handle, name: str, editor: Editor, about: Mapping[str, Any]) -> None:
+    """Writes the editor's parameters (fp16) and what is to be known about it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    tensors = {n: t.half().cpu().contiguous() for n, t in editor.state_dict().items()}
+    layers = [site.layer for site in editor.sites]
+    head = {"format": FORMAT, "method": name, "model": handle.name, "fingerprint": handle.fingerprint}
+    save_file(tensors, part, {**head, "layers": json.dumps(layers), "about": json.dumps(dict(about))})
+    part.replace(path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An artifact as read."""
+
+    layers: tuple[int, ...]
+    state: Mapping[str, Tensor]  # fp32
+    about: Mapping[str, Any]  # how it was trained and what was measured
+
+
+def find(handle: Handle, name: str, home: Path | None = None) -> Trained:
+    """The trained editor of a method for this model: from memory, the model's folder, or the data folder.
+
+    Raises:
+        Untrained: there is none.
+        WrongModel: it was trained for another model.
+        ModelError: the file is damaged.
+    """
+    key = ("editor", name)
+    if key not in handle.memory:
+        folders = [f for f in (handle.folder, home or handle.home) if f is not None]
+        found = next((p for p in (path_in(f, handle, name) for f in folders) if p.exists()), None)
+        if found is None:
+            raise Untrained(
+                f"{name} has not been trained for {handle.name}.",
+                "It learns to edit from examples once per model, before the first edit.",
+                f"Run `editcore train {name} --model {handle.name}`.",
+            )
+        handle.memory[key] = read(found, handle, name)
+    trained: Trained = handle.memory[key]
+    return trained
+
+
+def read(path: Path, handle: Handle, name: str) -> Trained:
+    """Reads and checks an artifact; see `find` for what it raises."""
+    again = f"Run `editcore train {name} --model {handle.name}` to make it again."
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata() or {}
+            state = {n: file.get_tensor(n).float().to(handle.device) for n in file.keys()}  # noqa: SIM118
+        layers, about = tuple(json.loads(head["layers"])), json.loads(head["about"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"The trained editor {path.name!r} is damaged ({error}).", "", again) from error
+    if head.get("fingerprint") != handle.fingerprint or head.get("method") != name:
+        raise WrongModel(
+            f"{path.name!r} is a {head.get('method')} editor of the model with fingerprint {head.get('fingerprint')}.",
+            f"A {name} editor of {handle.name} with fingerprint {handle.fingerprint} was wanted.",
+            again,
+        )
+    if not all(bool(torch.isfinite(t).all()) for t in state.values()):
+        raise ModelError(f"The trained editor {path.name!r} holds a number that is not finite.", "", again)
+    return Trained(layers, state, about)
+
+
+E_ = TypeVar("E_", bound=Editor)
+
+
+def ready(work: Work, name: str, kind: type[E_]) -> E_:
+    """The trained editor of this model; see `find` for what it raises."""
+    handle, key = work.handle, ("ready", name)
+    if key not in handle.memory:
+        trained = find(handle, name, work.home)
+        editor = kind([handle.anatomy.site(layer) for layer in trained.layers]).to(handle.device)
+        _load(editor, trained, handle, name)
+        handle.memory[key] = editor.eval().requires_grad_(False)
+    made: E_ = handle.memory[key]
+    return made
+
+
+def _load(editor: Editor, trained: Trained, handle: Handle, name: str) -> None:
+    try:
+        editor.load_state_dict(dict(trained.state))
+    except RuntimeError as error:
+        raise ModelError(
+            f"The trained {name} editor does not fit {handle.name} ({str(error).splitlines()[0]}).",
+            "",
+            f"Run `editcore train {name} --model {handle.name}` to make it again.",
+        ) from error
+
+
+def parts(work: Work, editor: Editor, requests: Sequence[EditRequest], strength: float) -> list[LowRank]:
+    """What the editor asks for, as one part a layer; tokens that matter to no answer are left out.
+
+    Raises:
+        Diverged: a gradient is not finite.
+        Cancelled: stopped before it began, or before the result was used.
+    """
+    handle = work.handle
+    work.check()
+    with handle.using([]), editor.start():
+        batch = gradients.texts(handle, [handle.row(r.prompt, r.target) for r in requests])
+        change = editor.together(handle, batch)
+    result = []
+    for site, read, write in zip(editor.sites, change.read, change.write, strict=True):
+        kept = write.abs().amax(-1) > 0
+        result.append(LowRank(site.path, read[kept].detach().clone(), strength * write[kept].detach()))
+    work.report(Progress("edit", 1, 1, None, "one gradient, changed by the trained network"))
+    work.check()
+    Patch(tuple(result), handle.name, handle.fingerprint, "").check_finite()
+    return result
+
+
+def cost(handle: Handle, name: str) -> Cost:
+    """Rank-one parts for a prompt of usual length, and the editor itself."""
+    trained = find(handle, name)
+    sites = [handle.anatomy.site(layer) for layer in trained.layers]
+    held = sum(4 * t.numel() for t in trained.state.values())
+    return Cost(USUAL_TOKENS * sum(4 * (s.d_in + s.d_out) for s in sites), held, 1)
