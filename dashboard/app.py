@@ -6,7 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-_PAGES = Path(__file__).parent / "pages"
+_VIEWS = Path(__file__).parent / "views"  # not "pages": a folder of that name would be served before this file is read
 
 st.set_page_config(page_title="editcore", page_icon="✏️", layout="wide")
-st.navigation([st.Page(_PAGES / "edit.py", title="Edit", default=True)], position="top").run()
+st.navigation(
+    [
+        st.Page(_VIEWS / "edit.py", title="Edit", icon=":material/edit:", default=True),
+        st.Page(_VIEWS / "compare.py", title="Compare", icon=":material/compare_arrows:"),
+    ],
+    position="top",
+).run()

@@ -11,7 +11,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.tables import GROUPS
+from dashboard.tables import HEADINGS
 from dashboard.text import chart_text, percent, shorten
 
 BEFORE = "#6B7F99"
@@ -19,6 +19,7 @@ AFTER = "#D9620F"
 MEASURES = {"mean": ("before", "after"), "joint": ("before_joint", "after_joint")}
 _LABEL_WIDTH = 50  # characters; what a 390 px screen holds
 _ANSWER_WIDTH = 15
+_FAINT = "rgba(107, 127, 153, 0.5)"  # BEFORE, behind everything else
 _HEAD, _PROMPT, _ROW, _GAP = 30, 21, 19, 7  # pixels
 
 
@@ -71,8 +72,7 @@ def _layout(frame: pd.DataFrame) -> tuple[list[float], list[tuple[float, str, bo
     for row in frame.to_dict("records"):
         if row["kind"] != group:
             group, prompt = row["kind"], None
-            notes.append((y + _HEAD / 2 + 3, chart_text(GROUPS[group].split(":")[0] + " – "
-                                                        + GROUPS[group].split(": ")[-1]), True))  # fmt: skip
+            notes.append((y + _HEAD / 2 + 3, HEADINGS[group], True))
             y += _HEAD + 4
         if row["index"] != prompt:
             y += 0 if prompt is None else _GAP
@@ -87,7 +87,7 @@ def _layout(frame: pd.DataFrame) -> tuple[list[float], list[tuple[float, str, bo
 
 def _axes(figure: go.Figure, rows: pd.DataFrame, height: float) -> None:
     figure.update_layout(
-        height=int(height) + 74, margin={"l": 108, "r": 18, "t": 34, "b": 40},
+        height=int(height) + 74, margin={"l": 108, "r": 24, "t": 34, "b": 40, "autoexpand": False},
         legend={"orientation": "h", "xref": "container", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
                 "itemclick": False, "itemdoubleclick": False},
         hovermode="closest", dragmode=False,
@@ -132,3 +132,149 @@ def _drawn(values: pd.Series) -> list[float | None]:
 
 def _number(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
+
+
+# Several methods beside each other.
+
+
+def scatter(points: pd.DataFrame) -> go.Figure:
+    """Generality against locality, one mark a method: filled where the edit took, a cross where it did not.
+
+    Args:
+        points: `compared.points`. Methods at the same place share one mark and one label.
+    """
+    figure = go.Figure()
+    for text, x, y in (
+        ("changes the fact,<br>and only the fact", 1, 1), ("other answers<br>move too", 0, 1),
+        ("only this<br>wording", 1, 0), ("neither", 0, 0),
+    ):  # fmt: skip
+        figure.add_annotation(
+            x=x, y=y, text=text, showarrow=False, xanchor="right" if x else "left", align="right" if x else "left",
+            yanchor="bottom", yshift=10, xshift=0 if y else 14 - 28 * x, opacity=0.65, font={"size": 11},
+        )  # fmt: skip
+    for took, symbol, name in ((True, "circle", "the edit took"), (False, "x", "it did not")):
+        rows = points[points["took"] == took] if len(points) else points
+        if not len(rows):
+            continue
+        figure.add_scatter(
+            x=rows["locality"], y=rows["generality"], mode="markers", name=name, cliponaxis=False,
+            marker={"symbol": symbol, "size": 13, "color": AFTER if took else BEFORE},
+            error_x=_bars(rows, "locality"), error_y=_bars(rows, "generality"),
+            customdata=[_place_hover(row) for row in rows.to_dict("records")],
+            hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+    _name_places(figure, points)
+    figure.update_layout(
+        height=430, margin={"l": 56, "r": 24, "t": 64, "b": 68, "autoexpand": False}, hovermode="closest",
+        dragmode=False, showlegend=True,
+        legend={"orientation": "h", "xref": "container", "x": 0, "xanchor": "left", "y": 1, "yref": "container",
+                "yanchor": "top", "itemclick": False, "itemdoubleclick": False},
+    )  # fmt: skip
+    share = {"tickvals": [0, 0.25, 0.5, 0.75, 1], "ticktext": ["0 %", "25 %", "50 %", "75 %", "100 %"],
+             "range": [-0.04, 1.04], "zeroline": False, "fixedrange": True}  # fmt: skip
+    figure.update_xaxes(title={"text": "Locality: unrelated prompts that stayed", "standoff": 12}, **share)
+    figure.update_yaxes(title="Generality: paraphrases that changed", **share)
+    return figure
+
+
+def _bars(rows: pd.DataFrame, score: str) -> dict[str, object]:
+    """Wilson's interval as error bars, thin enough to leave the marks in front."""
+    return {
+        "type": "data", "symmetric": False, "array": rows[f"{score}_high"] - rows[score],
+        "arrayminus": rows[score] - rows[f"{score}_low"], "thickness": 1, "width": 4, "color": _FAINT,
+    }  # fmt: skip
+
+
+def _place_hover(row: dict[str, object]) -> str:
+    parts = [f"<b>{chart_text(str(row['method']))}</b>{'' if row['took'] else ': the edit did not take'}"]
+    for score in ("generality", "locality"):
+        share, of, low, high = (row[f"{score}{part}"] for part in ("", "_of", "_low", "_high"))
+        parts.append(
+            f"{score}: {round(share * of)} of {of}, {percent(share)} (95 %: {percent(low)} to {percent(high)})"  # type: ignore[arg-type, operator]
+        )
+    return "<br>".join(parts)
+
+
+def _name_places(figure: go.Figure, points: pd.DataFrame) -> None:
+    """A label and a line to each mark; methods at one place share one, and no two stand at the same height."""
+    if not len(points):
+        return
+    lowest = 1.0
+    places = points.groupby(["generality", "locality"])  # from the middle outwards: no line crosses a label
+    for (y, x), group in sorted(places, key=lambda place: (-place[0][0], abs(place[0][1] - 0.5))):
+        height = 0.065 * len(group) + 0.03
+        place = max(min(y - 0.07, lowest), 0.12 + height / 2 if y < 0.2 else 0.0)
+        lowest = place - height
+        right = x > 0.5
+        figure.add_annotation(
+            x=x, y=y, ax=x - 0.16 if right else x + 0.16, ay=place - height / 2, axref="x", ayref="y",
+            text="<br>".join(f"<b>{chart_text(m)}</b>" for m in group["method"]), showarrow=True, arrowhead=0,
+            arrowwidth=1, arrowcolor=BEFORE, standoff=8, xanchor="right" if right else "left",
+            align="right" if right else "left", font={"size": 12},
+        )  # fmt: skip
+
+
+def multiples(lanes: pd.DataFrame) -> go.Figure:
+    """Every probe before -> after, a panel a method, all on one axis.
+
+    Args:
+        lanes: `compared.lanes`.
+    """
+    figure = go.Figure()
+    rows, notes, ticks, height = _panels(lanes)
+    line_x: list[float | None] = []
+    line_y: list[float | None] = []
+    for row in rows.to_dict("records"):
+        if _number(row["before"]) and _number(row["after"]):
+            line_x += [row["before"], row["after"], None]
+            line_y += [row["y"], row["y"], None]
+    hover = [
+        f"<b>{chart_text(r['method'])}</b><br>{chart_text(r['prompt'])}<br>{chart_text(r['answer'])}: "
+        f"{percent(r['before'])} → {percent(r['after'])}"
+        for r in rows.to_dict("records")
+    ]
+    shared = {"y": rows["y"], "mode": "markers", "customdata": hover, "cliponaxis": False,
+              "hovertemplate": "%{customdata}<extra></extra>"}  # fmt: skip
+    figure.add_scatter(
+        x=line_x, y=line_y, mode="lines", line={"color": AFTER, "width": 1.5}, opacity=0.5, hoverinfo="skip",
+        showlegend=False, name="change",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=_drawn(rows["before"]), name="before", **shared,
+        marker={"symbol": "circle-open", "size": 7, "color": BEFORE, "line": {"width": 1.8, "color": BEFORE}},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=_drawn(rows["after"]), name="after", **shared, marker={"symbol": "circle", "size": 6, "color": AFTER}
+    )
+    for y, text in notes:
+        figure.add_annotation(
+            x=0, xref="paper", xanchor="left", y=y, yanchor="middle", text=f"<b>{text}</b>", showarrow=False,
+            xshift=-90, font={"size": 13},
+        )  # fmt: skip
+    _axes(figure, rows.assign(answer=""), height)
+    figure.update_layout(margin={"l": 92, "t": 62, "b": 12}, legend={"yref": "container", "y": 1, "yanchor": "top"})
+    figure.update_xaxes(side="top")
+    figure.update_yaxes(tickvals=[y for y, _ in ticks], ticktext=[text for _, text in ticks])
+    return figure
+
+
+def _panels(
+    lanes: pd.DataFrame,
+) -> tuple[pd.DataFrame, list[tuple[float, str]], list[tuple[float, str]], float]:
+    """Where everything sits, in pixels from the top: rows with their y, method names, lane names, the height."""
+    most = max((len(group) for _, group in lanes.groupby("method", sort=False)), default=1) if len(lanes) else 1
+    step = min(8.0, max(1.5, 110 / most))
+    places: list[float] = []
+    notes: list[tuple[float, str]] = []
+    ticks: list[tuple[float, str]] = []
+    y = 0.0
+    for method, panel in lanes.groupby("method", sort=False):
+        notes.append((y + 12, chart_text(str(method))))
+        y += 28
+        for lane, group in panel.groupby("lane", sort=False):
+            ticks.append((y + step * len(group) / 2, str(lane)))
+            places += [y + step * (i + 0.5) for i in range(len(group))]
+            y += step * len(group) + 9
+        y += 6
+    ordered = lanes.assign(y=places) if len(lanes) else lanes.assign(y=[])
+    return ordered, notes, ticks, y

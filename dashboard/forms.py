@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -16,21 +16,30 @@ _PER_ROW = 2
 
 
 def method_choice(methods: Sequence[MethodInfo]) -> MethodInfo:
-    """The method radio, one plain sentence each."""
+    """All methods by name, and in one plain sentence what the chosen one does."""
     names = [m.name for m in methods]
     if state.value(state.METHOD) not in names:
         state.set_widget(state.METHOD, state.DEFAULT_METHOD if state.DEFAULT_METHOD in names else names[0])
     by_name = {m.name: m for m in methods}
-    chosen = st.radio(
-        "Method", names, key=state.METHOD, format_func=lambda n: plain(by_name[n].title),
-        captions=[plain(m.sentence) for m in methods],
+    chosen = st.pills(
+        "Method", names, key=state.METHOD, format_func=lambda n: plain(by_name[n].title), required=True, wrap=True,
+        persist_state="session",
+        help="  \n".join(f"**{plain(m.title)}**: {plain(m.sentence)}" for m in methods),
     )  # fmt: skip
+    st.caption(plain(by_name[chosen].sentence))
     return by_name[chosen]
 
 
 def settings_form(method: MethodInfo) -> dict[str, Any]:
     """One widget per setting of the method; returns name -> value, None where it is left to the model."""
     values: dict[str, Any] = {}
+    if method.published:
+        with st.container(horizontal=True, gap="small", key=f"presets:{method.name}"):
+            for label, chosen in (("Suited to this model", {}), ("As published", method.published)):
+                st.button(
+                    label, key=f"preset:{method.name}:{label}", type="tertiary", icon=":material/restart_alt:",
+                    on_click=set_all, args=(method, chosen), help="Sets every field below.",
+                )  # fmt: skip
     for start in range(0, len(method.settings), _PER_ROW):
         for column, setting in zip(st.columns(_PER_ROW), method.settings[start : start + _PER_ROW], strict=False):
             with column:
@@ -56,6 +65,19 @@ def setting_widget(method: str, setting: SettingInfo) -> Any:
         max_value=None if setting.high is None else number(setting.high),
         step=1 if number is int else _step(setting.default), format="%d" if number is int else "%g", **default,
     )  # fmt: skip
+
+
+def changed_settings(method: MethodInfo) -> dict[str, Any]:
+    """The settings a person changed in the method's form, whether it is drawn now or not."""
+    keys = {setting.name: setting_key(method.name, setting.name) for setting in method.settings}
+    values = {name: state.value(key) for name, key in keys.items() if state.known(key)}
+    return {s.name: values[s.name] for s in method.settings if s.name in values and values[s.name] != s.default}
+
+
+def set_all(method: MethodInfo, values: Mapping[str, Any]) -> None:
+    """Fill the method's form; for callbacks only."""
+    for setting in method.settings:
+        state.set_widget(setting_key(method.name, setting.name), values.get(setting.name, setting.default))
 
 
 def setting_key(method: str, name: str) -> str:

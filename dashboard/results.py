@@ -19,7 +19,7 @@ _EXPLAINED = {
     "joint": "Whole answer: the product over its tokens; long answers score lower by nature.",
 }
 _PERCENT = st.column_config.NumberColumn
-_CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
+CHART: dict[str, Any] = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
 
 
 def show(report: EditReport) -> None:
@@ -56,7 +56,7 @@ def _tiles(report: EditReport) -> None:
                 st.subheader(_headline(row), anchor=False)
                 st.caption(row["meaning"])
     with st.expander("Table behind the scores"):
-        _table(tables.score_list(report.scores), "scores")
+        table(tables.score_list(report.scores), "scores")
 
 
 def _headline(row: dict[str, Any]) -> str:
@@ -75,11 +75,11 @@ def _answers(report: EditReport) -> None:
     held = " ◆ marks wordings the model never saw with this fact." if frame["held_out"].any() else ""
     st.caption(f"{_EXPLAINED[measure]} ○ before, ● after.{held}")
     st.plotly_chart(
-        charts.dumbbell(frame, measure), key="dumbbell", config=_CONFIG,
+        charts.dumbbell(frame, measure), key="dumbbell", config=CHART,
         alt="Probability of the corrected and the old answer before and after the edit, for every prompt",
     )  # fmt: skip
     with st.expander("Table behind this chart"):
-        _table(frame.drop(columns="index"), "answers", _shares("before", "after", "before_joint", "after_joint"))
+        table(frame.drop(columns="index"), "answers", shares("before", "after", "before_joint", "after_joint"))
 
 
 def _next_tokens(report: EditReport) -> None:
@@ -101,7 +101,7 @@ def _next_tokens(report: EditReport) -> None:
         },
     )  # fmt: skip
     st.caption("· stands for a space. ▲ ▼: how far the right-hand token moved up or down; new: it was not listed.")
-    _downloads(frame, "next-tokens")
+    downloads(frame, "next-tokens")
 
 
 def _continuations(report: EditReport) -> None:
@@ -113,14 +113,14 @@ def _continuations(report: EditReport) -> None:
             before, after = diff(row["before"], row["after"])
             held = "◆ " if row["held_out"] else ""
             with st.container(gap=None):
-                st.caption(f"{tables.GROUPS[row['kind']].split(':')[0].split(' (')[0]} · {held}{plain(row['prompt'])}")
+                st.caption(f"{tables.GROUPS[row['kind']]} · {held}{plain(row['prompt'])}")
                 if row["changed"]:
                     st.markdown(f"○ {marked(before, 'gray')}  \n● {marked(after, 'orange')}")
                 else:
                     st.markdown(f"= {marked(after, 'gray')}")
     st.caption(f"○ before, ● after, = unchanged ({same} of {len(frame)}). Changed words are marked.")
     with st.expander("Table behind the continuations"):
-        _table(frame, "continuations")
+        table(frame, "continuations")
 
 
 def _how(report: EditReport) -> None:
@@ -128,8 +128,8 @@ def _how(report: EditReport) -> None:
     with st.expander("How it was done, and the whole report"):
         st.text(
             f"{report.method} on {report.model}, subject “{report.subject or 'none'}”\n"
-            f"changed: {shorten(', '.join(patch.modules), 300)}\n"
-            f"size {size(patch.bytes)}, rank {patch.rank or 'full'}, "
+            f"changed: {shorten(', '.join(patch.modules), 300) or 'no matrix'}\n"
+            f"size {size(patch.bytes)}, rank {'full' if patch.rank is None else patch.rank}, "
             f"{percent(patch.relative_norm)} of the norm of the edited weights\n"
             f"edit {duration(report.seconds.edit)}, measuring {duration(report.seconds.measure)}, "
             f"preparation {duration(report.seconds.prepare)}, peak memory {size(report.peak_memory)} over the model"
@@ -141,16 +141,19 @@ def _how(report: EditReport) -> None:
         )  # fmt: skip
 
 
-def _shares(*columns: str) -> dict[str, object]:
+def shares(*columns: str) -> dict[str, object]:
+    """These columns as percentages."""
     return {name: _PERCENT(name.replace("_", " "), format="percent") for name in columns}
 
 
-def _table(frame: pd.DataFrame, name: str, config: dict[str, object] | None = None) -> None:
+def table(frame: pd.DataFrame, name: str, config: dict[str, object] | None = None) -> None:
+    """A frame with its downloads, as it stands behind every chart."""
     st.dataframe(frame, hide_index=True, placeholder="n/a", column_config=config, alt=f"Table of {name}")
-    _downloads(frame, name)
+    downloads(frame, name)
 
 
-def _downloads(frame: pd.DataFrame, name: str) -> None:
+def downloads(frame: pd.DataFrame, name: str) -> None:
+    """CSV and JSON of a frame."""
     kinds: tuple[tuple[str, Callable[[pd.DataFrame], bytes], str], ...] = (
         ("csv", tables.to_csv, "text/csv"), ("json", tables.to_json, "application/json"),
     )  # fmt: skip

@@ -16,18 +16,25 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import resources, tables
-from editcore.records import Probe, from_plain, to_plain
+from editcore.engine.contract import JobKind
+from editcore.records import EditRequest, Probe, from_plain, to_plain
 
-PROMPT, TARGET, SUBJECT, METHOD = "prompt", "target", "subject", "method"
+PROMPT, TARGET, SUBJECT, METHOD, METHODS = "prompt", "target", "subject", "method", "methods"
 EXAMPLE, NEAREST, PANE, SEARCH, PICKED = "example", "nearest", "pane", "search", "picked"
-RESULT, BELIEFS = "Result", "What it believes"
+QUESTION = "question"
+RESULT, BELIEFS, ASK = "Result", "What it believes", "Ask it"
 DEFAULT_METHOD = "rome"
 _FORM = (PROMPT, TARGET, SUBJECT, METHOD)
+_JOBS: dict[JobKind, str] = {"edit": "_job", "comparison": "_comparison"}
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
-def open_session() -> str:
-    """The session named in the URL, or a fresh one put there; on the first run the half-filled form comes back."""
+def open_session(page: str) -> str:
+    """The session named in the URL, or a fresh one put there; on the first run the half-filled form comes back.
+
+    Args:
+        page: its name. Widgets keep their values from page to page; the two tables of rows are put back here.
+    """
     given = st.query_params.get("session", "")
     session = given if _ID.fullmatch(given) else st.session_state.get("_session") or secrets.token_urlsafe(16)
     if given != session:
@@ -35,6 +42,9 @@ def open_session() -> str:
     if st.session_state.get("_session") != session:
         st.session_state["_session"] = session
         _restore(resources.drafts().find(session))
+    elif st.session_state.get("_page") != page:
+        _restore_rows(resources.drafts().find(session).get("rows"))
+    st.session_state["_page"] = page
     return str(session)
 
 
@@ -42,11 +52,17 @@ def _restore(draft: dict[str, Any]) -> None:
     for name in _FORM:
         st.session_state[name] = draft.get(name, DEFAULT_METHOD if name == METHOD else "")
     st.session_state["_auto_subject"] = draft.get("auto_subject", "")
-    st.session_state["_job"] = draft.get("job", "")
+    if draft.get("methods") is not None:
+        st.session_state[METHODS] = draft["methods"]
+    for kind, name in _JOBS.items():
+        st.session_state[name] = draft.get(kind, "")
     st.session_state["_attempt"] = draft.get("attempt") or secrets.token_hex(8)
     for name, value in draft.get("settings", {}).items():
         st.session_state[name] = value
-    rows = draft.get("rows")
+    _restore_rows(draft.get("rows"))
+
+
+def _restore_rows(rows: dict[str, Any] | None) -> None:
     if rows:
         _put_rows(
             [from_plain(Probe, p) for p in rows["paraphrases"]], [from_plain(Probe, p) for p in rows["probes"]],
@@ -61,8 +77,8 @@ def keep_draft(paraphrases: tuple[Probe, ...], probes: tuple[Probe, ...]) -> Non
             "basis": basis(), "yours": rows_edited()}  # fmt: skip
     form = {name: st.session_state.get(name, "") for name in _FORM}
     resources.drafts().keep(st.session_state["_session"], {
-        **form, "auto_subject": st.session_state.get("_auto_subject", ""), "job": job(),
-        "attempt": attempt(), "settings": settings, "rows": rows,
+        **form, **{kind: job(kind) for kind in _JOBS}, "auto_subject": st.session_state.get("_auto_subject", ""),
+        "methods": st.session_state.get(METHODS), "attempt": attempt(), "settings": settings, "rows": rows,
     })  # fmt: skip
 
 
@@ -86,6 +102,23 @@ def fill(prompt: str, target: str) -> None:
     st.session_state.update({PROMPT: prompt, TARGET: target, SUBJECT: "", "_auto_subject": "", "_proposed": ""})
     forget_rows()
     st.session_state.pop("_error", None)
+
+
+def adopt(request: EditRequest, method: str) -> None:
+    """The form shows this request and method from now on; a form that does so already keeps its rows."""
+    st.session_state[METHOD] = method
+    if (text(PROMPT).strip(), text(TARGET).strip()) == (request.prompt, request.target):
+        return
+    fill(request.prompt, request.target)
+    found = request.subject or ""
+    basis_ = digest([request.prompt, request.target, None])
+    st.session_state.update({SUBJECT: found, "_auto_subject": found, "_proposed": basis_})
+    _put_rows(list(request.paraphrases), list(request.probes), basis_, yours=True)
+
+
+def leave(name: str, note: Any = True) -> None:
+    """Leave a one-time note for `take`."""
+    st.session_state[f"_{name}"] = note
 
 
 def take(name: str) -> Any:
@@ -166,15 +199,15 @@ def forget_rows() -> None:
 # Jobs, errors and questions already answered.
 
 
-def job() -> str:
-    """The job this page looks at; "" for none."""
-    return str(st.session_state.get("_job", ""))
+def job(kind: JobKind) -> str:
+    """The job of this kind the page looks at; "" for none."""
+    return str(st.session_state.get(_JOBS[kind], ""))
 
 
-def watch(job_id: str) -> None:
+def watch(job_id: str, kind: JobKind) -> None:
     """Look at this job from now on."""
-    st.session_state["_job"] = job_id
-    if job_id:
+    st.session_state[_JOBS[kind]] = job_id
+    if job_id and kind == "edit":
         st.session_state[PANE] = RESULT
 
 
@@ -195,10 +228,10 @@ def first_look(job_id: str) -> bool:
     return first
 
 
-def settled(job_id: str) -> bool:
+def settled(job_id: str, kind: JobKind) -> bool:
     """True the first time a finished job is seen."""
-    first = st.session_state.get("_settled") != job_id
-    st.session_state["_settled"] = job_id
+    first = st.session_state.get(f"_settled:{kind}") != job_id
+    st.session_state[f"_settled:{kind}"] = job_id
     return first
 
 
@@ -221,7 +254,7 @@ def forget_error() -> None:
 def form_print() -> str:
     """A short print of everything typed."""
     settings = {k: v for k, v in st.session_state.items() if isinstance(k, str) and k.startswith("set:")}
-    return digest([[text(name) for name in _FORM], settings])
+    return digest([[text(name) for name in _FORM], value(METHODS), settings])
 
 
 def remembered(name: str, content: Any) -> Any:

@@ -15,11 +15,12 @@ import pandas as pd
 from dashboard.text import token, visible
 from editcore.records import KINDS, EditReport, Probe, ProbeResult, Scores, to_plain
 
-GROUPS = {
-    "edit": "The edit itself: should change",
-    "paraphrase": "Paraphrases: should change",
-    "near": "Unrelated, near (same question, other subject): should stay",
-    "far": "Unrelated, far (anything else): should stay",
+GROUPS = {"edit": "The edit itself", "paraphrase": "Paraphrase", "near": "Unrelated, near", "far": "Unrelated, far"}
+HEADINGS = {
+    "edit": "The edit itself – should change",
+    "paraphrase": "Paraphrases – should change",
+    "near": "Same about others – should stay",
+    "far": "Anything else – should stay",
 }
 PARAPHRASE_COLUMNS = ("prompt", "held_out", "source")
 PROBE_COLUMNS = ("kind", "prompt", "answer", "source")

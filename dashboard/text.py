@@ -29,7 +29,13 @@ def visible(text: str) -> str:
 def plain(text: str) -> str:
     """Markdown that shows `text` literally: no emphasis, links, images, colours, formulas, icons or HTML."""
     shown = visible(text).strip()
-    return "".join(f"\\{c}{_JOINER}" if c in _SHORTCODE else f"\\{c}" if c in _PUNCTUATION else c for c in shown)
+    return "".join(_literal(c, after) for c, after in zip(shown, f"{shown[1:]} ", strict=False))
+
+
+def _literal(letter: str, after: str) -> str:
+    escaped = f"\\{letter}" if letter in _PUNCTUATION else letter
+    joined = letter in ":<" or (letter in _SHORTCODE and after in _SHORTCODE)
+    return escaped + _JOINER * joined
 
 
 def chart_text(text: str) -> str:

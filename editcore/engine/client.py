@@ -23,12 +23,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from editcore.engine import wire
-from editcore.engine.contract import Engine, Health, JobState, JobStatus, SessionState, recent
+from editcore.engine.contract import (
+    Engine,
+    Health,
+    JobKind,
+    JobState,
+    JobStatus,
+    Plans,
+    SessionState,
+    outdated,
+    recent,
+)
 from editcore.engine.inline import PROBE_TIMEOUT, wait
 from editcore.engine.queue import unknown_job
 from editcore.engine.sessions import SessionStore, check_session, home_dir
 from editcore.errors import EditcoreError, EngineError
-from editcore.gate import check_prompts, check_request
+from editcore.gate import check_plans, check_prompts
 from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
 
 __all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine", "SessionState"]
@@ -37,6 +47,7 @@ CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 2.0  # seconds
 GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 512  # jobs
+_COMPARISONS = 64  # of them
 _EVENTS = 2000  # kept per job
 _LOG_BYTES = 5_000_000  # then the log is turned over
 RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
@@ -128,15 +139,23 @@ class LocalEngine:
 
     def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
         """See `Engine.submit`."""
+        return self._submit("edit", session, request, [(method, settings)], key)
+
+    def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
+        """See `Engine.compare`."""
+        return self._submit("comparison", session, request, methods, key)
+
+    def _submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
         check_session(session)
-        check_request(request, method, settings)
+        check_plans(request, plans)
         with self._changed:
             if (session, key) in self._keys:
                 return self._keys[session, key]
-        given = {"session": session, "request": to_plain(request), "method": method, "settings": dict(settings)}
-        answer, generation = self._send("submit", CONTROL_TIMEOUT, key=key, **given)
+        given = {"request": to_plain(request), "plans": [[method, dict(settings)] for method, settings in plans]}
+        answer, generation = self._send("submit", CONTROL_TIMEOUT, kind=kind, session=session, key=key, **given)
         job: str = wait(answer, "submit", CONTROL_TIMEOUT, lambda: self._health)
-        fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0)
+        methods = tuple(method for method, _ in plans)
+        fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0, kind, methods)
         with self._changed:
             self._keys[session, key] = job
             self._jobs.setdefault(job, _Known(fresh, generation, (session, key)))
@@ -149,8 +168,9 @@ class LocalEngine:
         self._settle(known)
         if not known.state.finished:
             try:
-                heard = from_plain(JobState, self._control("poll", job=job, after=known.state.sequence))
-                self._merge(known, heard)
+                after, have = known.state.sequence, len(known.state.outcomes)
+                heard = from_plain(JobState, self._control("poll", job=job, after=after, have=have))
+                self._merge(known, heard, have)
             except EditcoreError as error:
                 self._settle(known)  # the worker may have been replaced since the last look
                 if not known.state.finished and not isinstance(error, _Gone):
@@ -243,13 +263,15 @@ class LocalEngine:
             raise unknown_job()
         return known
 
-    def _merge(self, known: _Known, heard: JobState) -> None:
+    def _merge(self, known: _Known, heard: JobState, have: int) -> None:
+        """Take in what the worker said; its outcomes are those behind the first `have`."""
         with self._changed:
             old = known.state
-            if old.finished or heard.sequence < old.sequence:
+            new = len(old.outcomes) - have  # outcomes another poll brought meanwhile
+            if old.finished or heard.sequence < old.sequence or len(heard.outcomes) < new:
                 return
             events = (*old.events, *recent(heard.events, heard.sequence, old.sequence))[-_EVENTS:]
-            known.state = replace(heard, events=events)
+            known.state = replace(heard, events=events, outcomes=(*old.outcomes, *heard.outcomes[new:]))
 
     def _settle(self, known: _Known) -> None:
         """Decide about a job whose worker is gone: done when its row was written, else lost."""
@@ -266,19 +288,20 @@ class LocalEngine:
             if report is not None:
                 known.state = replace(known.state, status="done", position=0, report=report)
                 return
+            compared = known.state.kind == "comparison"
             error = EngineError(
-                "The worker stopped before this edit was done.",
-                "Nothing that was applied before is lost.",
-                "Press Apply again.",
+                f"The worker stopped before this {known.state.kind} was done.",
+                "The results that were there are kept." if compared else "Nothing that was applied before is lost.",
+                "Press Compare again." if compared else "Press Apply again.",
             )
             known.state = replace(
                 known.state, status="lost", position=0, error=str(error), error_kind=wire.kind_of(error)
             )
 
     def _forget_old(self) -> None:
-        for job, known in list(self._jobs.items())[: max(0, len(self._jobs) - _REMEMBERED)]:
-            del self._jobs[job]
-            self._keys.pop(known.key, None)
+        known = [(job, one.state.kind) for job, one in self._jobs.items()]
+        for job in outdated(known, _REMEMBERED, _COMPARISONS):
+            self._keys.pop(self._jobs.pop(job).key, None)
 
     # supervision -----------------------------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from editcore.records import EditReport, EditRequest, MethodInfo, ModelInfo, Progress
+from editcore.records import EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+JobKind = Literal["edit", "comparison"]
 EngineState = Literal["starting", "ready", "failed", "restarting"]
+Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings
 FINISHED: frozenset[str] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -23,14 +25,14 @@ class Health:
     state: EngineState
     message: str  # one sentence for a person; "" when there is nothing to say
     model: ModelInfo | None  # None until it is loaded
-    queue: int  # edits that wait
-    busy: str | None  # what the model is doing, in a word: "loading", "edit", "probe"; None: nothing
+    queue: int  # jobs that wait
+    busy: str | None  # what the model is doing, in a word: "loading", "edit", "comparison"; None: nothing
     memory: int  # bytes the model holds, as of the last finished piece of work
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """One edit on its way, as of one poll."""
+    """One edit or comparison on its way, as of one poll."""
 
     job: str
     session: str
@@ -39,10 +41,13 @@ class JobState:
     progress: Progress | None  # the latest event; while queued, how long the wait is expected to be
     events: tuple[Progress, ...]  # those with sequence > after, oldest first; only the latest 2000 are kept
     sequence: int  # number of events so far; pass it as `after` next time
-    report: EditReport | None  # once done
+    report: EditReport | None  # of an edit, once done
     error: str  # why it is not done, in full sentences
     error_kind: str  # a name in `errors.BY_NAME`; "" unless failed, cancelled or lost
     seconds: float  # of work so far; 0 while queued
+    kind: JobKind = "edit"
+    methods: tuple[str, ...] = ()  # an edit has one
+    outcomes: tuple[Outcome, ...] = ()  # of a comparison: one a method, in order, each as soon as it is there
 
     @property
     def finished(self) -> bool:
@@ -88,12 +93,22 @@ class Engine(Protocol):
         """
         ...
 
+    def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
+        """Queue the same request through several methods with their settings, one after another; returns the job id.
+
+        A method that fails stops nobody else. Nothing is applied to the session and no patch is kept.
+
+        Raises:
+            EngineBusy, BadInput: as in `submit`.
+        """
+        ...
+
     def poll(self, job: str, after: int = 0) -> JobState:
         """Where the job stands, with the events after sequence number `after`."""
         ...
 
     def cancel(self, job: str) -> None:
-        """Ask the job to stop before its next step; a finished job stays as it is."""
+        """Ask the job to stop before its next step; finished jobs and the outcomes a comparison has stay."""
         ...
 
     def session(self, session: str) -> SessionState:
@@ -115,6 +130,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Stop; a running edit is cancelled and nothing of it is kept. Calling it twice is fine."""
         ...
+
+
+def outdated(jobs: Sequence[tuple[str, JobKind]], most: int, most_compared: int) -> list[str]:
+    """Of jobs, oldest first, those to be forgotten; a comparison holds a report for every method."""
+    compared = [job for job, kind in jobs if kind == "comparison"]
+    old = [job for job, _ in jobs[: max(0, len(jobs) - most)]]
+    return list(dict.fromkeys([*old, *compared[: max(0, len(compared) - most_compared)]]))
 
 
 def recent(events: tuple[Progress, ...], sequence: int, after: int) -> tuple[Progress, ...]:

@@ -10,9 +10,11 @@ from typing import Any
 import psutil
 
 from editcore import measure, spans, suggest
-from editcore.edit import preflight, remember_seconds, run_edit, world_of
-from editcore.errors import BadInput
+from editcore.edit import Before, check_request, outlook, preflight, read_before, remember_seconds, run_edit, world_of
+from editcore.engine.queue import Trial
+from editcore.errors import BadInput, EditcoreError
 from editcore.handle import Handle, load
+from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
 from editcore.records import EditReport, EditRequest, ModelInfo, Progress, from_plain, to_plain
 
@@ -25,6 +27,7 @@ class Desk:
     def __init__(self, handle: Handle, home: Path) -> None:
         self.handle, self.home = handle, home
         self._patches: dict[str, Patch] = {}  # session -> what it has in place
+        self._reading = 0.0  # seconds one pass over the probes took the last time
 
     def info(self) -> ModelInfo:
         """The loaded model."""
@@ -42,6 +45,7 @@ class Desk:
         """
         questions: dict[str, Callable[..., Any]] = {
             "preflight": self._preflight,
+            "outlook": self._outlook,
             "suggest": self._suggest,
             "believe": self._believe,
         }
@@ -51,6 +55,22 @@ class Desk:
 
     def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> Any:
         return to_plain(preflight(self.handle, from_plain(EditRequest, request), method, settings, self.home))
+
+    def _outlook(self, request: Mapping[str, Any], methods: list[tuple[str, Mapping[str, Any]]]) -> Any:
+        """Per method, before a comparison: why it cannot run, what it waits for first, how long it takes."""
+        checked = from_plain(EditRequest, request)
+        rows = []
+        for name, settings in methods:
+            row: dict[str, Any] = {"method": name, "problem": "", "prepare": "", "seconds": None}
+            try:
+                made = prepare_method(name, self.handle, settings)
+                check_request(self.handle, checked, made)
+                row["prepare"], usual = outlook(self.handle, made, self.home)
+                row["seconds"] = None if usual is None else usual + self._reading
+            except EditcoreError as error:
+                row["problem"] = str(error)
+            rows.append(row)
+        return rows
 
     def _suggest(self, prompt: str, target: str, subject: str | None = None) -> Any:
         found = suggest.suggest(prompt, target, world_of(self.handle), subject)
@@ -91,6 +111,26 @@ class Desk:
         patch.save(folder)
         remember_seconds(self.handle, made)
         return made
+
+    def trial(self, request: EditRequest) -> Trial:
+        """The request for any number of methods; the unedited model is read at its probes once."""
+        known: list[Before] = []
+
+        def read(handle: Handle, asked: EditRequest, generate: bool) -> Before:
+            if not known:  # methods differ in the subject they need, never in the probes
+                known.append(read_before(handle, asked, generate))
+            return known[0]
+
+        def run(
+            method: str, settings: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
+        ) -> EditReport:
+            options: dict[str, Any] = {"home": self.home, "report": report, "stop": stop, "before": read}
+            _, made = run_edit(self.handle, request, method, settings, **options)
+            remember_seconds(self.handle, made)
+            self._reading = made.seconds.measure / 2
+            return made
+
+        return run
 
     def activate(self, session: str, folder: Path | None) -> None:
         """From now on `session` has the patch in `folder` in place; None: the base model."""

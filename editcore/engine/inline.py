@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from editcore.engine import wire
-from editcore.engine.contract import Health, JobState, SessionState
+from editcore.engine.contract import Health, JobState, Plans, SessionState
 from editcore.engine.queue import DeskLike
 from editcore.engine.room import Room
 from editcore.engine.sessions import SessionStore, home_dir
@@ -52,7 +52,11 @@ class InlineEngine:
 
     def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
         """See `Engine.submit`."""
-        return self._room.submit(session, request, method, settings, key)
+        return self._room.submit("edit", session, request, [(method, settings)], key)
+
+    def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
+        """See `Engine.compare`."""
+        return self._room.submit("comparison", session, request, methods, key)
 
     def poll(self, job: str, after: int = 0) -> JobState:
         """See `Engine.poll`."""

@@ -1,4 +1,4 @@
-"""What waits for the model: short questions first, then edits in order. Knows jobs and clocks; no model, no disk.
+"""What waits for the model: short questions first, then jobs in order. Knows clocks; knows no model and no disk.
 
 Any thread may submit, ask, poll and cancel; exactly one work thread takes. Durations are monotonic seconds.
 """
@@ -15,17 +15,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from editcore.engine.contract import FINISHED, JobState, JobStatus, recent
+from editcore.engine.contract import FINISHED, JobKind, JobState, JobStatus, Plans, outdated, recent
 from editcore.engine.sessions import check_session
 from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
-from editcore.gate import check_request
-from editcore.records import EditReport, EditRequest, ModelInfo, Progress
+from editcore.gate import check_plans
+from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress
 
-MOST_EDITS = 16  # that wait
+MOST_EDITS = 16  # jobs that wait
 MOST_QUESTIONS = 64  # that wait
 _REMEMBERED = 256  # finished jobs that can still be polled
+_COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
+
+
+class Trial(Protocol):
+    """One request, tried with any method."""
+
+    def __call__(
+        self, method: str, settings: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
+    ) -> EditReport:
+        """Run one edit from the base model and keep nothing of it; raises Cancelled soon after stop()."""
+        ...
 
 
 class DeskLike(Protocol):
@@ -50,6 +61,10 @@ class DeskLike(Protocol):
         folder: Path,
     ) -> EditReport:
         """Run one edit from the base model and write its patch into `folder`; raises Cancelled soon after stop()."""
+        ...
+
+    def trial(self, request: EditRequest) -> Trial:
+        """The request, ready to be tried with several methods: what they share is done once."""
         ...
 
     def activate(self, session: str, folder: Path | None) -> None:
@@ -77,18 +92,19 @@ class Question:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One edit on its way. Changed by the queue alone."""
+    """One edit or comparison on its way. Changed by the queue alone."""
 
     job: str
     session: str
     key: str
+    kind: JobKind
     request: EditRequest
-    method: str
-    settings: dict[str, Any]
+    plans: tuple[tuple[str, dict[str, Any]], ...]  # methods with their settings; an edit has one
     status: JobStatus = "queued"
     events: deque[Progress] = field(default_factory=lambda: deque(maxlen=_EVENTS))
     sequence: int = 0
     report: EditReport | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
     error: str = ""
     error_kind: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -106,7 +122,7 @@ class WorkQueue:
     """The line in front of the model.
 
     Args:
-        limit: how many edits may wait.
+        limit: how many jobs may wait.
     """
 
     def __init__(self, limit: int = MOST_EDITS) -> None:
@@ -117,13 +133,13 @@ class WorkQueue:
         self._running: Job | None = None
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._keys: dict[tuple[str, str], str] = {}
-        self._durations: deque[float] = deque(maxlen=8)  # of finished edits, seconds
+        self._durations: deque[float] = deque(maxlen=8)  # of finished work, seconds a method
         self._refusal: EditcoreError | None = None
 
     # anybody ---------------------------------------------------------------------------------------------------
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
-        """Queue an edit; the same session and key give the same job. Raises EngineBusy, BadInput, EngineError."""
+    def submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
+        """Queue a job; the same session and key give the same one. Raises EngineBusy, BadInput, EngineError."""
         check_session(session)
         if not isinstance(key, str) or not 0 < len(key) <= 200:
             raise BadRequest("The submission carries no usable key.", "A key of 1 to 200 characters is needed.")
@@ -132,9 +148,9 @@ class WorkQueue:
             if known:
                 return known
             self._check_open()
-            check_request(request, method, settings)
+            check_plans(request, plans)
             self._check_room(session)
-            job = Job(secrets.token_hex(8), session, key, request, method, dict(settings))
+            job = Job(secrets.token_hex(8), session, key, kind, request, tuple((m, dict(s)) for m, s in plans))
             self._jobs[job.job] = job
             self._keys[session, key] = job.job
             self._waiting.append(job)
@@ -143,7 +159,7 @@ class WorkQueue:
             return job.job
 
     def ask(self, name: str, arguments: Mapping[str, Any], timeout: float) -> Future[Any]:
-        """Queue a question before all edits; it is dropped unanswered once `timeout` seconds have passed."""
+        """Queue a question before all jobs; it is dropped unanswered once `timeout` seconds have passed."""
         with self._changed:
             self._check_open()
             if len(self._questions) >= MOST_QUESTIONS:
@@ -153,8 +169,8 @@ class WorkQueue:
             self._changed.notify_all()
             return question.answer
 
-    def poll(self, job: str, after: int = 0) -> JobState:
-        """Where a job stands. Raises BadRequest when there is no such job."""
+    def poll(self, job: str, after: int = 0, have: int = 0) -> JobState:
+        """Where a job stands, with the outcomes behind the first `have`. Raises BadRequest: there is no such job."""
         with self._changed:
             it = self._find(job)
             position = self._waiting.index(it) + 1 if it in self._waiting else 0
@@ -163,7 +179,8 @@ class WorkQueue:
             return JobState(
                 job=it.job, session=it.session, status=it.status, position=position, progress=progress,
                 events=recent(events, it.sequence, after), sequence=it.sequence, report=it.report, error=it.error,
-                error_kind=it.error_kind, seconds=it.seconds(time.monotonic()),
+                error_kind=it.error_kind, seconds=it.seconds(time.monotonic()), kind=it.kind,
+                methods=tuple(method for method, _ in it.plans), outcomes=tuple(it.outcomes[have:]),
             )  # fmt: skip
 
     def cancel(self, job: str) -> None:
@@ -171,7 +188,7 @@ class WorkQueue:
         with self._changed:
             it = self._find(job)
             if it.status == "queued":
-                self._end(it, "cancelled", _stopped())
+                self._end(it, "cancelled", _stopped(it.kind))
             elif not it.committing:
                 it.stop.set()
 
@@ -181,12 +198,12 @@ class WorkQueue:
             return next((j.job for j in reversed(self._jobs.values()) if _open(j) and j.session == session), None)
 
     def waiting(self) -> int:
-        """How many edits wait."""
+        """How many jobs wait."""
         with self._changed:
             return len(self._waiting)
 
     def close(self, reason: EditcoreError) -> None:
-        """Refuse everything from now on, and whatever waits; a running edit goes on."""
+        """Refuse everything from now on, and whatever waits; a running job goes on."""
         with self._changed:
             self._refusal = reason
             kind: JobStatus = "cancelled" if isinstance(reason, Cancelled) else "failed"
@@ -197,13 +214,13 @@ class WorkQueue:
             self._changed.notify_all()
 
     def stop_running(self) -> None:
-        """Ask the running edit, if any, to stop."""
+        """Ask the running job, if any, to stop."""
         with self._changed:
             if self._running and not self._running.committing:
                 self._running.stop.set()
 
     def wait_idle(self, timeout: float) -> bool:
-        """True once no edit runs; False after `timeout` seconds."""
+        """True once no job runs; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running is None, timeout)
 
@@ -238,22 +255,28 @@ class WorkQueue:
             job.events.append(progress)
             job.sequence += 1
 
-    def begin_commit(self, job: Job) -> None:
-        """Close the door to cancelling. Raises Cancelled when somebody was faster."""
+    def add(self, job: Job, outcome: Outcome) -> None:
+        """Record what became of one method of the running comparison."""
+        with self._changed:
+            job.outcomes.append(outcome)
+            job.stage_began = ("", 0, 0.0)
+
+    def go_on(self, job: Job, commit: bool = False) -> None:
+        """Raises Cancelled when somebody asked the running job to stop; with `commit`, nobody can from now on."""
         with self._changed:
             if job.stop.is_set():
-                raise _stopped()
-            job.committing = True
+                raise _stopped(job.kind)
+            job.committing = job.committing or commit
 
-    def finish(self, job: Job, outcome: EditReport | EditcoreError) -> None:
-        """Record how the running job ended."""
+    def finish(self, job: Job, end: EditReport | EditcoreError | None) -> None:
+        """Record how the running job ended: an edit with its report, a comparison with nothing more, or an error."""
         with self._changed:
-            if isinstance(outcome, EditReport):
-                job.report = outcome
-                self._end(job, "done", None)
-                self._durations.append(job.seconds(job.ended))
-            else:
-                self._end(job, "cancelled" if isinstance(outcome, Cancelled) else "failed", outcome)
+            if isinstance(end, EditcoreError):
+                self._end(job, "cancelled" if isinstance(end, Cancelled) else "failed", end)
+                return
+            job.report = end
+            self._end(job, "done", None)
+            self._durations.append(job.seconds(job.ended) / len(job.plans))
 
     # inside, with the lock held --------------------------------------------------------------------------------
 
@@ -266,8 +289,8 @@ class WorkQueue:
         other = self.unfinished(session)
         if other:
             raise EngineBusy(
-                f"Another edit of this session is unfinished (job {other}).",
-                "One at a time can be applied.",
+                f"Another {self._jobs[other].kind} of this session is unfinished (job {other}).",
+                "One thing at a time can be done.",
                 "Wait for it, or cancel it.",
             )
         if len(self._waiting) >= self._limit:
@@ -292,9 +315,9 @@ class WorkQueue:
         self._changed.notify_all()
 
     def _forget_old(self) -> None:
-        finished = [job for job in self._jobs.values() if job.status in FINISHED]
-        for job in finished[: max(0, len(finished) - _REMEMBERED)]:
-            del self._jobs[job.job]
+        finished = [(job.job, job.kind) for job in self._jobs.values() if job.status in FINISHED]
+        for name in outdated(finished, _REMEMBERED, _COMPARISONS):
+            job = self._jobs.pop(name)
             self._keys.pop((job.session, job.key), None)
 
     def _wait(self, position: int) -> Progress:
@@ -304,7 +327,7 @@ class WorkQueue:
         return Progress("queued", 0, 1, text=text, seconds_left=self._seconds_before(position - 1))
 
     def _seconds_before(self, waiting: int) -> float | None:
-        """Expected seconds until the running edit and the first `waiting` of the queue are done; None: no idea."""
+        """Expected seconds until the running job and the first `waiting` of the queue are done; None: no idea."""
         usual = sum(self._durations) / len(self._durations) if self._durations else None
         running = 0.0
         if self._running is not None:
@@ -312,10 +335,10 @@ class WorkQueue:
             last = self._running.events[-1].seconds_left if self._running.events else None
             if last is None and usual is None:
                 return None
-            running = max(last or 0.0, (usual or 0.0) - done)
+            running = max(last or 0.0, (usual or 0.0) * len(self._running.plans) - done)
         if waiting and usual is None:
             return None
-        return running + waiting * (usual or 0.0)
+        return running + sum(len(job.plans) for job in self._waiting[:waiting]) * (usual or 0.0)
 
 
 def unknown_job() -> BadRequest:
@@ -333,5 +356,6 @@ def _open(job: Job) -> bool:
     return job.status not in FINISHED
 
 
-def _stopped() -> Cancelled:
-    return Cancelled("The edit was stopped on request; nothing of it was kept.")
+def _stopped(kind: JobKind) -> Cancelled:
+    kept = "the results that were there are kept" if kind == "comparison" else "nothing of it was kept"
+    return Cancelled(f"The {kind} was stopped on request; {kept}.")

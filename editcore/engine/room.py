@@ -13,16 +13,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from editcore.engine import wire
-from editcore.engine.contract import EngineState, Health, JobState, SessionState
-from editcore.engine.queue import DeskLike, Job, Question, WorkQueue
+from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans, SessionState
+from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
 from editcore.engine.sessions import SessionStore, check_session
 from editcore.errors import Cancelled, EditcoreError, EngineBusy, EngineError
 from editcore.gate import check_prompts
-from editcore.records import EditReport, EditRequest, ModelInfo, Progress
+from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress
 
 _ACTIVE = 32  # sessions whose patch the desk is told to keep
 _DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
@@ -65,13 +66,13 @@ class Room:
         """How this room is."""
         return Health(self._state, self._message, self._model, self._queue.waiting(), self._busy, self._memory)
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
-        """See `Engine.submit`."""
-        return self._queue.submit(session, request, method, settings, key)
+    def submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
+        """See `Engine.submit` and `Engine.compare`."""
+        return self._queue.submit(kind, session, request, plans, key)
 
-    def poll(self, job: str, after: int = 0) -> JobState:
-        """See `Engine.poll`."""
-        return self._queue.poll(job, after)
+    def poll(self, job: str, after: int = 0, have: int = 0) -> JobState:
+        """See `Engine.poll`; only the outcomes behind the first `have`."""
+        return self._queue.poll(job, after, have)
 
     def cancel(self, job: str) -> None:
         """See `Engine.cancel`."""
@@ -88,7 +89,7 @@ class Room:
         running = self._queue.unfinished(check_session(session))
         if running:
             raise EngineBusy(
-                f"An edit of this session is unfinished (job {running}).", "", "Wait for it or cancel it, then reset."
+                f"A job of this session is unfinished (job {running}).", "", "Wait for it or cancel it, then reset."
             )
         try:
             self._store.reset(session)
@@ -129,8 +130,8 @@ class Room:
                 self._busy = work.name
                 self._answer(desk, work)
             else:
-                self._busy = "edit"
-                self._edit(desk, work)
+                self._busy = work.kind
+                (self._edit if work.kind == "edit" else self._compare)(desk, work)
             try:
                 self._memory = desk.memory()
             except Exception:
@@ -156,13 +157,44 @@ class Room:
 
         try:
             folder = self._store.scratch(job.session, job.job)
-            outcome = desk.edit(job.session, job.request, job.method, job.settings, report, job.stop.is_set, folder)
-            self._queue.begin_commit(job)
-            self._queue.finish(job, self._commit(desk, job, outcome))
+            ((method, settings),) = job.plans
+            made = desk.edit(job.session, job.request, method, settings, report, job.stop.is_set, folder)
+            self._queue.go_on(job, commit=True)
+            self._queue.finish(job, self._commit(desk, job, made))
         except BaseException as error:
             self._store.discard(job.session, job.job)
             self._queue.finish(job, _explain(error, "The edit stopped unexpectedly; nothing of it was kept", "edit"))
             self._check_poison(error)
+
+    def _compare(self, desk: DeskLike, job: Job) -> None:
+        try:
+            trial = desk.trial(job.request)
+            for number, (method, settings) in enumerate(job.plans, 1):
+                self._queue.go_on(job)
+                outcome = self._try(trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
+                self._queue.add(job, outcome)
+            self._queue.finish(job, None)
+        except BaseException as error:
+            self._queue.finish(job, _explain(error, "The comparison stopped unexpectedly", "comparison"))
+            self._check_poison(error)
+
+    def _try(self, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]) -> Outcome:
+        """One method of a comparison; its failure is its own, unless nothing can be computed any more."""
+
+        def report(progress: Progress) -> None:
+            text = f"{title}: {progress.text}" if progress.text else title
+            self._queue.note(job, replace(progress, text=text))
+
+        report(Progress("read", 0, 1))
+        try:
+            return Outcome(method, settings, trial(method, settings, report, job.stop.is_set))
+        except Cancelled:
+            raise
+        except BaseException as error:  # whatever a library raises, SystemExit included
+            if self._poisoned and _poisons(error):
+                raise
+            told = _explain(error, "It stopped unexpectedly", method)
+            return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
     def _commit(self, desk: DeskLike, job: Job, report: EditReport) -> EditReport:
         edit = self._store.commit(job.session, job.job, report)
@@ -187,11 +219,16 @@ class Room:
             desk.activate(self._active.popitem(last=False)[0], None)
 
     def _check_poison(self, error: BaseException) -> None:
-        if self._poisoned and any(sign in str(error) for sign in _POISON) and not isinstance(error, EditcoreError):
+        if self._poisoned and _poisons(error):
             logger.critical("the accelerator cannot be used any more by this process")
             self._state, self._message = "restarting", "The accelerator failed; the worker is being replaced."
             self._queue.close(EngineError(self._message, "", "Try again in a moment."))
             self._poisoned()
+
+
+def _poisons(error: BaseException) -> bool:
+    """True for a fault that leaves the accelerator unusable."""
+    return any(sign in str(error) for sign in _POISON) and not isinstance(error, EditcoreError)
 
 
 def _explain(error: BaseException, what: str, doing: str) -> EditcoreError:

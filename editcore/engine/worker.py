@@ -84,7 +84,7 @@ class Server:
             case "health":
                 return to_plain(room.health())
             case "poll":
-                return to_plain(room.poll(given["job"], given["after"]))
+                return to_plain(room.poll(given["job"], given["after"], given["have"]))
             case "cancel":
                 return room.cancel(given["job"])
             case "session":
@@ -93,7 +93,8 @@ class Server:
                 return room.reset(given["session"])
             case "submit":
                 request = from_plain(EditRequest, given["request"])
-                return room.submit(given["session"], request, given["method"], given["settings"], given["key"])
+                plans = [(method, settings) for method, settings in given["plans"]]
+                return room.submit(given["kind"], given["session"], request, plans, given["key"])
             case "ask":
                 return room.ask(given["name"], given["arguments"], given["timeout"])
             case "probe":

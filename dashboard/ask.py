@@ -1,0 +1,55 @@
+"""Ask the model anything, base and edited side by side: an edit is believed once a person's own question shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import resources, state
+from dashboard.text import percent, plain, shorten, token
+from editcore.engine.contract import Health, SessionState
+from editcore.errors import EditcoreError
+
+_TOKENS = 5
+
+
+@st.fragment
+def box(view: SessionState, health: Health, busy: bool) -> None:
+    """One question, answered by the base model and by the edited one."""
+    st.caption("Ask in your own words, also about things the edit should not touch. The model finishes your text.")
+    prompt = st.text_input(
+        "Ask", key=state.QUESTION, live="400ms", label_visibility="collapsed", persist_state="session",
+        placeholder="The Prime Minister of the United Kingdom is",
+    ).strip()  # fmt: skip
+    if not prompt:
+        return
+    told = _answers(view, prompt) if health.state == "ready" and not busy else state.remembered("asked", prompt)
+    if told is None:
+        st.caption("The engine is at work; the answer follows." if busy else "The engine is not ready yet.")
+        return
+    sides = [("○ Base model", told["base"]), ("● Edited model", told["edited"])]
+    for column, (name, answer) in zip(st.columns(2), sides, strict=True):
+        with column:
+            st.caption(f"**{name}**")
+            if answer is None:
+                st.caption("No edit is in place.")
+                continue
+            st.markdown(f"**{plain(shorten(answer['answer'], 200)) or 'nothing'}**")
+            st.dataframe(
+                pd.DataFrame([(token(t), percent(p)) for t, p in answer["top"][:_TOKENS]], columns=["Next token", "p"]),
+                hide_index=True, row_height=30, alt=f"Most likely next tokens, {name[2:].lower()}",
+            )  # fmt: skip
+
+
+def _answers(view: SessionState, prompt: str) -> dict[str, Any] | None:
+    edit = view.reports[-1].sentence if view.reports else ""
+    try:
+        found: dict[str, Any] = state.once(
+            "asked", [prompt, edit], lambda: resources.engine().probe(view.session, [prompt])[0]
+        )
+    except EditcoreError as error:
+        st.warning(plain(str(error)), icon=":material/block:")
+        return None
+    return found

@@ -1,0 +1,203 @@
+"""What every page stands in: the session, the engine's health, the running job, and the line on top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from dashboard import resources, state
+from dashboard.text import duration, plain, shorten
+from editcore.engine.contract import Health, JobKind, JobState, SessionState
+from editcore.errors import EditcoreError
+
+LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
+_SHOWN_ON: dict[JobKind, str] = {"edit": "Edit", "comparison": "Compare"}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One run of a page, as the engine sees its session."""
+
+    session: str
+    health: Health
+    view: SessionState
+    edit: JobState | None  # the edit this page looks at: unfinished, or the last one it knew
+    comparison: JobState | None  # likewise
+
+    @property
+    def running(self) -> JobState | None:
+        """The unfinished job, if there is one."""
+        return next((job for job in (self.edit, self.comparison) if job and not job.finished), None)
+
+    @property
+    def can_ask(self) -> bool:
+        """True when the engine would answer a question at once."""
+        return self.health.state == "ready" and self.running is None
+
+
+def open_page(kind: JobKind) -> Frame:
+    """The session of this visitor, with everything above the page's own content drawn.
+
+    Args:
+        kind: of the jobs this page shows by itself; others are announced on top.
+    """
+    session = state.open_session(kind)
+    health = resources.health()
+    view, trouble = look(session, health)
+    edit, comparison = watched(view)
+    frame = Frame(session, health, view, edit, comparison)
+    header(session, health, view, frame.running is not None)
+    with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
+        if health.state != "ready":
+            wait_for_engine()
+        if trouble:
+            st.error(plain(trouble))
+        if frame.running and frame.running.kind != kind:
+            wait_for_job(frame.running.job)
+    return frame
+
+
+def look(session: str, health: Health) -> tuple[SessionState, str]:
+    """The session as the engine sees it, and what went wrong while looking."""
+    empty = SessionState(session, (), None, False)
+    if health.state in ("starting", "failed"):
+        return empty, ""
+    try:
+        return resources.engine().session(session), ""
+    except EditcoreError as error:
+        return empty, str(error)
+
+
+def watched(view: SessionState) -> tuple[JobState | None, JobState | None]:
+    """The edit and the comparison this page looks at: the session's unfinished one, else the last one it knew."""
+    if view.job and view.job not in (state.job("edit"), state.job("comparison")):
+        found = poll(view.job)
+        if found:
+            state.watch(found.job, found.kind)
+    return known("edit"), known("comparison")
+
+
+def known(kind: JobKind) -> JobState | None:
+    """The last job of this kind the page knew; one the engine has forgotten is forgotten here too."""
+    name = state.job(kind)
+    job = poll(name) if name else None
+    if name and job is None:
+        state.watch("", kind)
+    if job and job.finished and state.settled(job.job, kind):
+        state.next_attempt()
+    return job
+
+
+def poll(job: str) -> JobState | None:
+    """Where a job stands; None when the engine does not know it."""
+    try:
+        return resources.engine().poll(job, after=10**9)
+    except EditcoreError:
+        return None
+
+
+def header(session: str, health: Health, view: SessionState, running: bool) -> None:
+    """Product, model, device and why, and whether this view is base or edited."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="header"):
+        st.markdown("**editcore**", width="content")
+        if view.edited:
+            last = view.reports[-1]
+            title = {m.name: m.title for m in resources.methods()}.get(last.method, last.method)
+            told = f"{shorten(last.request.target, 40)} ({title})"
+            st.badge(f"Edited: {plain(told)}", icon=":material/edit:", color="orange")
+            st.button(
+                "Reset to base", key="reset", icon=":material/undo:", on_click=reset, args=(session,),
+                disabled=running, help="Removes the edit; the weights were never written, so nothing is left behind.",
+            )  # fmt: skip
+        else:
+            st.badge("Base model answers", icon=":material/lock:", color="gray")
+        st.caption(plain(model_line(health)), width="content")
+
+
+def model_line(health: Health) -> str:
+    """Which model, on what, and why there."""
+    model = health.model
+    if model is None:
+        return ""
+    count = model.parameters
+    amount = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+    return (
+        f"{model.name}, {amount} parameters, on {model.device} ({model.device_reason}), "
+        f"{model.dtype} ({model.dtype_reason})"
+    )
+
+
+@st.fragment(run_every=0.5)
+def wait_for_engine() -> None:
+    """A calm line until the engine answers; the rest of the page can be used."""
+    health = resources.health()
+    if health.state == "ready":
+        st.rerun()
+    if health.state == "failed":
+        st.error(plain(health.message or "The engine could not start."), icon=":material/error:")
+        return
+    words = "The engine is starting" if health.state == "starting" else "The engine is being restarted"
+    with st.container(horizontal=True, key="starting"):
+        st.caption(f":material/hourglass_top: {words}. You can already fill in the form. {plain(health.message)}")
+
+
+@st.fragment(run_every=0.5)
+def wait_for_job(job_id: str) -> None:
+    """A calm line while a job runs that another page shows."""
+    job = poll(job_id)
+    if job is None or job.finished:
+        st.rerun()
+    with st.container(horizontal=True, vertical_alignment="center", key="elsewhere"):
+        st.caption(
+            f":material/hourglass_top: {busy(job)} Its result appears on the page {_SHOWN_ON[job.kind]}. "
+            f"{plain(progress_line(job))}", width="content",
+        )  # fmt: skip
+        st.button("Cancel", key="cancel", icon=":material/close:", on_click=cancel, args=(job_id,))
+
+
+def busy(job: JobState | None) -> str:
+    """Why the engine cannot be asked now."""
+    if job is None:
+        return "The engine is not ready yet."
+    return "A comparison is running." if job.kind == "comparison" else "An edit is running."
+
+
+def reset(session: str) -> None:
+    """Back to the base model."""
+    try:
+        resources.engine().reset(session)
+        state.watch("", "edit")
+        state.next_attempt()
+        st.toast("Back to the base model.", icon=":material/undo:")
+    except EditcoreError as error:
+        state.remember_error(type(error).__name__, str(error))
+
+
+def cancel(job_id: str) -> None:
+    """Stop before the next step."""
+    try:
+        resources.engine().cancel(job_id)
+    except EditcoreError as error:
+        st.toast(plain(str(error)))
+
+
+def progress_line(job: JobState) -> str:
+    """One job in words."""
+    step = job.progress
+    if job.status == "queued":
+        wait = f", about {duration(step.seconds_left)}" if step and step.seconds_left else ""
+        return f"Waiting for its turn, place {job.position} in the queue{wait}"
+    if step is None:
+        return "Starting"
+    text = step.text
+    if job.kind == "comparison":
+        title, _, text = text.partition(": ")
+        if step.stage == "read":
+            return title
+    parts = [f"{step.stage.capitalize()}: step {step.step} of at most {step.steps}"]
+    if step.loss is not None:
+        parts.append(f"loss {step.loss:.3g}")
+    if step.seconds_left is not None:
+        parts.append(f"{duration(step.seconds_left)} left")
+    return ", ".join([*parts, text] if text else parts)

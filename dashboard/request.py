@@ -1,0 +1,141 @@
+"""What is to be corrected: examples, prompt, answer, subject and the prompts that are checked. Two pages draw it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import resources, results, state, tables
+from dashboard.examples import EXAMPLES
+from dashboard.frame import Frame
+from dashboard.text import percent, plain
+from editcore.errors import EditcoreError
+from editcore.gate import check_request
+from editcore.records import EditRequest, Probe, from_plain
+
+_BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
+
+
+def example_chips() -> None:
+    """Questions that fill the form; a chip stays lit while its question stands there."""
+    lit = state.value(state.EXAMPLE)
+    if lit is not None and state.text(state.PROMPT).strip() != EXAMPLES[lit].prompt:
+        state.set_widget(state.EXAMPLE, None)
+    st.pills(
+        "Change what the model believes. Start with an example:", range(len(EXAMPLES)), key=state.EXAMPLE,
+        format_func=lambda i: plain(EXAMPLES[i].label), on_change=use_example, wrap=True,
+    )  # fmt: skip
+
+
+def use_example() -> None:
+    """The clicked example goes into the form."""
+    chosen = state.value(state.EXAMPLE)
+    if chosen is not None:
+        state.fill(EXAMPLES[chosen].prompt, EXAMPLES[chosen].target)
+
+
+def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None]:
+    """Prompt, corrected answer and subject as typed; what can be proposed from them is put into the form.
+
+    Args:
+        across: side by side, where there is room.
+    """
+    first, second, third = st.columns((5, 3, 3)) if across else (st.container(), st.container(), st.container())
+    with first:
+        prompt = st.text_input(
+            "Prompt", key=state.PROMPT, live="400ms", placeholder="Who is the Prime Minister of the United Kingdom?",
+            persist_state="session",
+        ).strip()  # fmt: skip
+        error_beside("prompt")
+    with second:
+        target = st.text_input(
+            "Corrected answer", key=state.TARGET, live="400ms", placeholder="Boris Johnson", persist_state="session"
+        ).strip()
+    with first if across else second:
+        old_answer(prompt, page)
+    if page.can_ask and sound(prompt, target):
+        propose(prompt, target)
+    with third:
+        subject = st.text_input(
+            "Subject: what the prompt is about", key=state.SUBJECT, live="400ms", placeholder="found automatically",
+            help="A part of the prompt, letter by letter. Methods that edit at the subject need it.",
+            persist_state="session",
+        ).strip()  # fmt: skip
+        error_beside("subject")
+    return prompt, target, subject or None
+
+
+def sound(prompt: str, target: str) -> bool:
+    """True when the two texts are worth a question to the model."""
+    try:
+        check_request(EditRequest(prompt, target))
+    except EditcoreError:
+        return False
+    return True
+
+
+def error_beside(place: str) -> None:
+    """The last refused click, next to what caused it."""
+    kind, message = state.error()
+    if message and _BESIDE.get(kind, "") == place:
+        st.error(plain(message), icon=":material/error:")
+
+
+def old_answer(prompt: str, page: Frame) -> None:
+    """What the base model answers now; read, not typed."""
+    model, can_ask = page.health.model, page.can_ask
+    told = state.remembered("old", prompt)
+    if told is None and can_ask and model and sound(prompt, "any"):
+        try:
+            told = state.once("old", prompt, lambda: resources.beliefs(model.fingerprint, (prompt,), ((),))[0])
+        except EditcoreError:
+            return  # the line before Apply says what is wrong with this prompt
+    if not prompt or told is None:
+        return
+    st.markdown(f"Now it answers **{plain(told['answer']) or 'nothing'}** ({percent(told['probability'])} sure)")
+
+
+def propose(prompt: str, target: str) -> None:
+    """Subject, paraphrases and probes for this prompt; rows a person changed are kept."""
+    corrected = state.corrected_subject()
+    wanted = state.digest([prompt, target, corrected])
+    try:
+        found = state.once("suggest", wanted, lambda: resources.engine().ask(
+            "suggest", resources.PATIENCE, prompt=prompt, target=target, subject=corrected))  # fmt: skip
+    except EditcoreError:
+        return  # the line before Apply says what is wrong with this prompt
+    if corrected is None and state.proposed_for() != wanted:
+        state.propose_subject(found["subject"], wanted)
+    if state.basis() != wanted and not state.rows_edited():
+        paraphrases, probes = ([from_plain(Probe, p) for p in found[name]] for name in ("paraphrases", "probes"))
+        state.put_rows(paraphrases, probes, wanted)
+
+
+def checks(prompt: str, target: str) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """The two editable tables of what is read before and after."""
+    start, keys = state.tables_shown(), state.table_keys()
+    edited = state.rows_edited()
+    label = results.checks_line(len(start[0]), len(start[1])) + (", edited" if edited else "")
+    with st.expander(f"What will be checked: {label}"):
+        if edited and state.basis() != state.digest([prompt, target, state.corrected_subject()]):
+            st.caption("You edited these rows for another question, so they were kept.")
+            st.button("Propose new ones", key="propose", on_click=state.forget_rows, icon=":material/refresh:")
+        st.caption("Paraphrases: other wordings of the same question. They should change too.")
+        first = st.data_editor(
+            start[0], key=keys[0], num_rows="dynamic", hide_index=True, alt="Paraphrases", column_config={
+                "prompt": st.column_config.TextColumn("Prompt", width="large"),
+                "held_out": st.column_config.CheckboxColumn(
+                    "Held out", disabled=True, default=False, help="The model never saw this wording with this fact."),
+                "source": st.column_config.TextColumn("From", disabled=True, default=tables.YOURS),
+            },
+        )  # fmt: skip
+        st.caption("Unrelated prompts: near ones ask the same about others, far ones ask anything else. "
+                   "They should stay as they are.")  # fmt: skip
+        second = st.data_editor(
+            start[1], key=keys[1], num_rows="dynamic", hide_index=True, alt="Unrelated prompts", column_config={
+                "kind": st.column_config.SelectboxColumn("Kind", options=["near", "far"], default="far", width=70),
+                "prompt": st.column_config.TextColumn("Prompt", width="medium"),
+                "answer": st.column_config.TextColumn("Expected answer", help="Empty: read from the model."),
+                "source": st.column_config.TextColumn("From", disabled=True, default=tables.YOURS),
+            },
+        )  # fmt: skip
+    return tables.paraphrases_from(first), tables.probes_from(second)

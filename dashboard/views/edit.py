@@ -1,0 +1,192 @@
+"""The page: a question, the corrected answer, and what changed in the model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import streamlit as st
+
+from dashboard import ask, beliefs, forms, frame, request, resources, results, state
+from dashboard.frame import Frame
+from dashboard.text import duration, percent, plain, shorten, size, token
+from editcore.errors import EditcoreError
+from editcore.gate import check_request
+from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
+
+POLL = 0.3  # seconds between two looks at a running job
+_FIRST_LOOK = 0.9  # seconds the first look stays, so that a quick edit needs no second one
+
+
+def main() -> None:
+    """Everything, from top to bottom."""
+    page = frame.open_page("edit")
+    request.example_chips()
+    left, right = st.columns((5, 7), gap="large")
+    with left:
+        form(page)
+    with right:
+        pane(page)
+    history()
+
+
+# The form.
+
+
+def form(page: Frame) -> None:
+    """Prompt, answer, subject, method, settings, checks, what will happen, Apply."""
+    prompt, target, subject = request.fields(page)
+    method = forms.method_choice(resources.methods())
+    with st.expander(f"Settings of {plain(method.title)}"):
+        settings = forms.settings_form(method)
+    request.error_beside("settings")
+    paraphrases, probes = request.checks(prompt, target)
+    wanted = EditRequest(prompt, target, subject, None, paraphrases, probes)
+    reason = preflight(wanted, method, settings, page)
+    if st.button(
+        "Apply edit", key="apply", type="primary", shortcut="Ctrl+Enter", icon=":material/edit:", width="stretch",
+        disabled=bool(reason) or not page.can_ask, help=plain(reason) or None,
+    ):  # fmt: skip
+        apply(page.session, wanted, method, settings)
+    request.error_beside("")
+    state.keep_draft(paraphrases, probes)
+
+
+def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any], page: Frame) -> str:
+    """Says what the click will do; returns why it cannot be done, or an empty text."""
+    with st.container(border=True, gap="xsmall", key="preflight"):
+        if not wanted.prompt or not wanted.target:
+            missing = "prompt" if not wanted.prompt else "corrected answer"
+            st.caption(f"Before the edit: type the {missing}, or pick an example above.")
+            return f"The {missing} is empty."
+        try:
+            check_request(wanted, method.name, settings)
+            asked = [to_plain(wanted), method.name, settings]
+            told = state.remembered("preflight", asked)
+            if told is None and not page.can_ask:
+                st.caption(frame.busy(page.running))
+                return ""
+            plan = from_plain(Preflight, told or state.once("preflight", asked, lambda: resources.engine().ask(
+                "preflight", resources.PATIENCE, request=asked[0], method=method.name, settings=settings)))  # fmt: skip
+        except EditcoreError as error:
+            st.warning(plain(str(error)), icon=":material/block:")
+            return str(error)
+        return _plan(plan)
+
+
+def _plan(plan: Preflight) -> str:
+    for problem in plan.problems:
+        st.warning(plain(problem), icon=":material/block:")
+    if plan.problems:
+        _nearest(plan.nearest)
+        return plan.problems[0]
+    if not plan.known:
+        st.markdown(f":material/help: The model is not sure of this (p = {percent(plan.old_probability)}). "
+                    "Editing works best on what it knows.")  # fmt: skip
+        _nearest(plan.nearest)
+    source = plan.subject_source if state.corrected_subject() is None and plan.subject_source != "given" else ""
+    source = f" ({plain(source)})" if source else ""
+    subject = f"Subject: **{plain(plan.subject)}**{source}. " if plan.subject else ""
+    tokens = " ".join(f":gray-background[{plain(token(t))}]" for t in plan.target_tokens[:12])
+    more = f" and {len(plan.target_tokens) - 12} more" if len(plan.target_tokens) > 12 else ""
+    st.markdown(f"{subject}The answer is {len(plan.target_tokens)} "
+                f"{'token' if len(plan.target_tokens) == 1 else 'tokens'}: {tokens}{more}")  # fmt: skip
+    where = f"Edits {plain(shorten(', '.join(plan.modules), 90))}" if plan.modules else "Edits no matrix"
+    # The first edit of a method has no time to be guessed from.
+    takes = f"about {duration(plan.seconds)}, " if plan.seconds is not None else ""
+    st.caption(f"{where}; {takes}{size(plan.memory)} more memory, a patch of {size(plan.bytes)}.")
+    for line in (*plan.warnings, *((plan.prepare,) if plan.prepare else ())):
+        st.caption(f":material/info: {plain(line)}")
+    return ""
+
+
+def _nearest(prompts: tuple[str, ...]) -> None:
+    if prompts:
+        key = f"{state.NEAREST}:{state.digest(prompts)}"
+        st.pills("It does know:", prompts, key=key, format_func=plain, on_change=use_nearest, args=(key,), wrap=True)
+
+
+def use_nearest(key: str) -> None:
+    """A prompt the model does know replaces the one it does not."""
+    if state.value(key):
+        state.fill(str(state.value(key)), state.text(state.TARGET))
+
+
+def apply(session: str, wanted: EditRequest, method: MethodInfo, settings: dict[str, Any]) -> None:
+    """Hand the edit to the engine; the same click twice is one job."""
+    key = state.digest([to_plain(wanted), method.name, settings, state.attempt()])
+    state.forget_error()
+    try:
+        job = resources.engine().submit(session, wanted, method.name, settings, key)
+    except EditcoreError as error:
+        state.remember_error(type(error).__name__, str(error))
+    else:
+        state.watch(job, "edit")
+    st.rerun()
+
+
+# The right side: what is going on, what came out, what the model believes.
+
+
+def pane(page: Frame) -> None:
+    """Progress and result, the facts the model knows, or a question to it."""
+    health, view, busy = page.health, page.view, page.running is not None
+    embedded = health.model is None or health.model.embedded
+    names = [state.RESULT, *([state.BELIEFS] if embedded else []), state.ASK]
+    if not state.known(state.PANE) or state.value(state.PANE) not in names:
+        state.set_widget(state.PANE, state.RESULT if view.edited or page.edit or not embedded else state.BELIEFS)
+    drawn = {
+        state.RESULT: lambda: outcome(page),
+        state.BELIEFS: lambda: beliefs.browser(health.model, busy),
+        state.ASK: lambda: ask.box(view, health, busy),
+    }
+    for name, tab in zip(names, st.tabs(names, key=state.PANE, on_change="rerun"), strict=True):
+        if tab.open:
+            with tab:
+                drawn[name]()
+
+
+def outcome(page: Frame) -> None:
+    """The running edit, or how the last edit ended, then the edit in force."""
+    view, job = page.view, page.edit
+    if job and not job.finished:
+        progress(job.job)
+        return
+    if job and job.status in ("failed", "lost"):
+        words = "The engine was lost during the edit." if job.status == "lost" else "The edit stopped."
+        st.error(f"{words} {plain(job.error)} Nothing of it was kept.", icon=":material/error:")
+    elif job and job.status == "cancelled":
+        st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
+    if view.reports:
+        results.show(view.reports[-1])
+    elif not job or job.status == "done":
+        st.caption("Apply an edit, and this is where its result appears: whether it took, what else moved, "
+                   "and the model's words before and after.")  # fmt: skip
+
+
+@st.fragment(run_every=POLL)
+def progress(job_id: str) -> None:
+    """Stage, step, loss and time left, drawn in place; the page is redrawn once when the job ends."""
+    with st.container(height=150, border=True, key="progress"):
+        words, bar = st.empty(), st.empty()
+        st.button("Cancel", key="cancel", icon=":material/close:", on_click=frame.cancel, args=(job_id,))
+        until = time.monotonic() + (_FIRST_LOOK if state.first_look(job_id) else 0)
+        while True:
+            job = resources.engine().poll(job_id, after=10**9)
+            if job.finished:
+                st.rerun()
+            words.markdown(plain(frame.progress_line(job)))
+            step = job.progress
+            bar.progress(min(1.0, step.step / step.steps) if step and step.steps else 0.0)
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.03)
+
+
+def history() -> None:
+    """The place of the edit history."""
+    with st.container(key="history"):
+        st.caption("One edit at a time: each new edit starts from the base model and replaces the one before.")
+
+
+main()
