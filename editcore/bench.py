@@ -6,7 +6,7 @@ import json
 import random
 import statistics as figures
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from editcore import measure
 from editcore.edit import run_edit
 from editcore.errors import BadRequest, Cancelled, EditcoreError
 from editcore.handle import Handle
+from editcore.intervals import wilson
 from editcore.records import EditRequest, Probe, Scores
 from editcore.world.facts import Fact, World
 
@@ -29,6 +30,7 @@ class BenchRow:
     scores: Scores  # each score averaged over edits; s is the harmonic mean of the averaged es, ps, ns
     seconds: float  # median of one edit, without measuring
     failures: tuple[tuple[int, str], ...]  # (case number, why) of edits that did not run
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # score -> 95 %, one case an edit
 
 
 def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
@@ -80,15 +82,28 @@ def _case(data: Any) -> EditRequest:
 
 
 def counterfactuals(
-    world: World, count: int, seed: int = 0, paraphrases: int = 4, near: int = 6, far: int = 4
+    world: World,
+    count: int,
+    seed: int = 0,
+    paraphrases: int = 4,
+    near: int = 6,
+    far: int = 4,
+    share: str = "test",
 ) -> list[EditRequest]:
     """Random false answers to random facts of the embedded world, with held-out paraphrases and near and far probes.
 
     The wrong answer is another subject's right one (same relation). Near probes ask the same relation of other
     subjects in wordings seen in training; far probes ask other relations of other kinds.
+
+    Args:
+        share: the share of entities edited (see `World.share`); no learned editor was trained on "test".
     """
     rng = random.Random(seed)
-    facts = [f for f in world.facts if len(world.siblings(f)) >= near and len(world.held_out(f)) >= 2]
+    facts = [
+        f
+        for f in world.facts
+        if world.share(f.subject) == share and len(world.siblings(f)) >= near and len(world.held_out(f)) >= 2
+    ]
     return [_counterfactual(world, fact, rng, paraphrases, near, far) for fact in rng.sample(facts, count)]
 
 
@@ -149,10 +164,22 @@ def run_bench(
             except EditcoreError as error:
                 failures.append((number, str(error)))
             listen(method, number + 1, len(cases))
-        rows.append(
-            BenchRow(method, len(scores), average(scores), figures.median(seconds or [float("nan")]), tuple(failures))
-        )
+        middle = figures.median(seconds or [float("nan")])
+        rows.append(BenchRow(method, len(scores), average(scores), middle, tuple(failures), intervals(scores)))
     return rows
+
+
+def intervals(scores: Sequence[Scores]) -> dict[str, tuple[float, float]]:
+    """Wilson's interval of every score but S, over more than one edit.
+
+    Each edit counts as one case with its mean: probes of one edit are no independent cases.
+    """
+    found = {}
+    for name in (f.name for f in fields(Scores) if f.name != "s"):
+        known = [v for v in (getattr(s, name) for s in scores) if v is not None]
+        if len(known) > 1:
+            found[name] = wilson(sum(known), len(known))
+    return found
 
 
 def average(scores: Iterable[Scores]) -> Scores:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from editcore import __version__
 from editcore.assets import WORLD_NAME
+from editcore.cli_train import corpus, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.records import EditReport, EditRequest, Probe, Scores, to_plain
+from editcore.terminal import bar, err, out, show_json
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edit what a language model believes, and see what moved."
 )
 world_app = typer.Typer(no_args_is_help=True, help="The embedded model: build it from its tables, check it.")
 app.add_typer(world_app, name="world")
-out, err = Console(), Console(stderr=True)
+app.command("train")(train)
+app.command("corpus")(corpus)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
@@ -46,33 +44,6 @@ def main() -> None:
     except EditcoreError as error:
         err.print(str(error), style="red", markup=False, highlight=False)
         sys.exit(1)
-
-
-def show_json(value: Any) -> None:
-    """One JSON object on standard output; a number that is not finite becomes null."""
-
-    def clean(v: Any) -> Any:
-        if isinstance(v, float) and not math.isfinite(v):
-            return None
-        if isinstance(v, dict):
-            return {str(k): clean(x) for k, x in v.items()}
-        return [clean(x) for x in v] if isinstance(v, list | tuple) else v
-
-    print(json.dumps(clean(value), ensure_ascii=False, indent=1))
-
-
-@contextmanager
-def bar(label: str, quiet: bool) -> Iterator[Any]:
-    """A progress bar with ETA on standard error; yields advance(done, total)."""
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=quiet, transient=True) as progress:
-        task = progress.add_task(label, total=None, note="")
-        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
@@ -108,7 +79,11 @@ def dashboard(
         sys.executable, "-m", "streamlit", "run", str(folder / "app.py"), f"--server.port={port}",
         f"--server.address={address}", f"--server.headless={'true' if headless else 'false'}",
     ]  # fmt: skip
-    raise typer.Exit(subprocess.call(command, cwd=settings, env={**os.environ, "EDITCORE_MODEL": known}))
+    os.environ["EDITCORE_MODEL"] = known
+    os.chdir(settings)
+    if os.name == "posix":  # the page takes this process's place, so a signal to it ends the page too
+        os.execv(sys.executable, command)
+    raise typer.Exit(subprocess.call(command))
 
 
 @app.command()
@@ -257,7 +232,7 @@ def probe(
 
 @app.command()
 def bench(
-    method: Annotated[str, typer.Option(help="Names separated by commas.")] = "rome,ft,ft-l",
+    method: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "rome,ft,ft-l",
     cases: Annotated[
         Path | None,
         typer.Option(help="JSON lines of cases; left out: random counterfactual edits of the embedded world."),
@@ -277,9 +252,10 @@ def bench(
     from editcore.edit import world_of
     from editcore.engine import home_dir
     from editcore.handle import load
-    from editcore.methods import find_method
+    from editcore.methods import METHODS, find_method
 
-    names = [find_method(n.strip()).name for n in method.split(",")]
+    every = method.strip().lower() == "all"
+    names = [m.name for m in METHODS] if every else [find_method(n.strip()).name for n in method.split(",")]
     shared = parse_settings(set_ or [])
     handle = load(model, device=device, dtype=dtype)
     world = world_of(handle)
@@ -310,6 +286,9 @@ def show_bench(rows: Sequence[Any]) -> None:
         values = [getattr(row.scores, n) for n in names]
         cells = [f"{v:.3f}" if v is not None else "n/a" for v in values]
         table.add_row(row.method, str(row.edits), *cells, f"{row.seconds:.2f}", str(len(row.failures)))
+        if row.intervals:
+            sure = ["–".join(f"{end:.2f}" for end in row.intervals.get(n, ())) for n in names]
+            table.add_row("", "95 %", *sure, "", "", style="dim")
     out.print(table)
     for row in rows:
         for number, why in row.failures[:3]:
@@ -380,17 +359,18 @@ def world_build(
     """Trains the embedded model from its tables: the same text and seed each time."""
     from editcore.assets import world_dir
     from editcore.handle import choose_device
-    from editcore.world.build import Recipe, build, save
+    from editcore.world.build import Recipe, build, save, write_statistics
     from editcore.world.facts import load_world
 
     choose_device(device)
-    recipe = Recipe() if steps is None else dataclasses.replace(Recipe(), steps=steps)
+    recipe = Recipe() if steps is None else dataclasses.replace(Recipe(), steps=steps, polish=0)
     with bar("training", quiet=False) as advance:
         model, tokenizer = build(
             load_world(), recipe, work, device=device,
             listen=lambda p: advance(p.step, p.steps, f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s"),
         )  # fmt: skip
     save(model, tokenizer, recipe, to or world_dir())
+    write_statistics(to or world_dir())
     out.print(f"Written to {to or world_dir()}. Run `editcore world check` next.", markup=False, highlight=False)
 
 

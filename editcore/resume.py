@@ -1,14 +1,15 @@
 """Running only what an edit can change: the blocks above it, the tokens from it on, the head where a loss reads.
 
 Nothing below an edited block depends on the edit, and no position before the first changed token does: both are run
-once and kept. This is exact arithmetic, not an approximation. Whether a model family can be run so is not assumed: the
-first shortened pass is compared with the plain one, and where they differ the plain one is used.
+once and kept. This is exact arithmetic, not an approximation. Whether a model can be run so is not assumed: the first
+shortened pass of a block, and every one that is longer than those before, is compared with the plain one, and where
+they differ the plain one is used from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,9 @@ from transformers.cache_utils import DynamicCache
 
 from editcore.anatomy import Site
 from editcore.handle import Handle
+from editcore.prompts import reading
 from editcore.spans import Row
+from editcore.trace import Stop
 
 TOLERANCE = 2e-3  # largest difference of log-probabilities between the shortened and the plain pass, nats
 
@@ -55,9 +58,9 @@ class _Skip(nn.Module):
 
 @dataclass(eq=False)
 class Upper:
-    """Fixed rows of tokens, ready to be run again and again with a changed output of one site.
+    """Fixed rows of tokens, ready to be run again and again with a changed output of one site, or of its block.
 
-    `change(x, y)` below gets the site's input x and output y, both [rows, tail, width], where the tail of each row
+    `change(x, y)` below gets the site's input x and the output y, both [rows, tail, width], where the tail of each row
     starts at its own `starts` index, and returns the new output y. Padding stands at the end of each tail.
     """
 
@@ -66,15 +69,25 @@ class Upper:
     rows: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]  # per row: the first position the change can touch
     reads: tuple[tuple[int, ...], ...]  # per row: positions whose next-token logits are wanted
+    block: bool = False  # y is the output of the whole block, the residual stream, instead of the site's
     x: Tensor = field(init=False)  # site input at the tail [rows, tail, d_in], model dtype
-    y: Tensor = field(init=False)  # site output at the tail [rows, tail, d_out]
-    plain: Tensor = field(init=False)  # unchanged log-probabilities at the reads [reads, vocabulary], fp32
+    y: Tensor = field(init=False)  # output at the tail [rows, tail, d_out]
     shortened: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._layout()
-        self._first_pass()
-        self.shortened = self._agrees()
+        if self.handle.remembers:  # what recognises prompts wants to see them whole
+            self._first_pass()
+            return
+        memory, refuted = self.handle.memory, ("whole", self.first)
+        proven, length = ("proven", self.first, self._prefix > 0), self._ids.shape[1]
+        if memory.get(refuted) or memory.get(proven, 0) >= length:
+            self._first_pass()
+            self.shortened = not memory.get(refuted)
+            return
+        plain = self._first_pass(check=True)
+        self.shortened = plain is not None and self._agrees(plain)
+        memory[proven if self.shortened else refuted] = length
 
     def _layout(self) -> None:
         h = self.handle
@@ -103,11 +116,14 @@ class Upper:
     @property
     def first(self) -> int:
         """The first block that runs in a shortened pass."""
-        return self.site.layer + 1 if self.handle.anatomy.additive[self.site.layer] else self.site.layer
+        above = self.block or self.handle.anatomy.additive[self.site.layer]
+        return self.site.layer + 1 if above else self.site.layer
 
     @torch.no_grad()
-    def _first_pass(self) -> None:
+    def _first_pass(self, check: bool = False) -> Tensor | None:
+        """Keeps what later passes start from; with `check` gives the unchanged log-probabilities at the reads."""
         seen: dict[str, Tensor] = {}
+        further = check or self._prefix > 0  # else nothing above the block is wanted
         blocks = self.handle.anatomy.blocks
 
         def at_site(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -115,6 +131,8 @@ class Upper:
 
         def at_block(_m: nn.Module, _args: Any, out: Any) -> None:
             seen["out"] = out[0] if isinstance(out, tuple) else out
+            if not further:
+                raise Stop
 
         def into_block(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["in"] = args[0] if args else kwargs["hidden_states"]
@@ -125,19 +143,24 @@ class Upper:
             block.register_forward_hook(at_block),
             block.register_forward_pre_hook(into_block, with_kwargs=True),
         ]
+        plain, cache = None, None
+        reads = self._read_full if check else self._read_full[-1:] * len(self._read_full)
         try:
-            out = self._call(self._ids, self._mask, None, None, use_cache=self._prefix > 0, reads=self._read_full)
+            plain, cache = self._call(self._ids, self._mask, None, None, use_cache=self._prefix > 0, reads=reads)
+        except Stop:
+            pass
         finally:
             for hook in hooks:
                 hook.remove()
-        self.plain = out[0]
         tail = (self._row, self._index)
         shape = (len(self.rows), self._ids.shape[1], -1)
-        self.x, self.y = seen["x"].reshape(shape)[tail], seen["y"].reshape(shape)[tail]
+        self.x = seen["x"].reshape(shape)[tail]
+        self.y = seen["out" if self.block else "y"].reshape(shape)[tail]
         into = seen["out"] if self.first > self.site.layer else seen["in"]
         self._hidden = into[tail]
         self._rest = self._hidden - self.y if self.first > self.site.layer else None
-        self._kept = self._cut(out[1]) if self._prefix else {}
+        self._kept = self._cut(cache) if self._prefix else {}
+        return plain if check else None
 
     def _cut(self, cache: Any) -> dict[int, tuple[Tensor, Tensor]]:
         kept = {}
@@ -154,24 +177,29 @@ class Upper:
         more = {} if positions is None else {"position_ids": positions}
         if cache is not None:
             more["past_key_values"] = cache
-        out = self.handle.model(input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more)
+        with self._announced(ids):
+            out = self.handle.model(
+                input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more
+            )
         at = torch.tensor([wanted.index(p) for p in reads], device=ids.device)
         return torch.log_softmax(out.logits[self._read_row, at].float(), -1), out.past_key_values if use_cache else None
 
-    def _agrees(self) -> bool:
-        if self.handle.memory.get(("whole", self.site.layer)):
-            return False
+    def _announced(self, ids: Tensor) -> AbstractContextManager[None]:
+        """Says where the prompts end, in a pass over whole rows: each where its first logits are wanted."""
+        if ids is not self._ids:
+            return nullcontext()
+        ends = torch.tensor([wanted[0] for wanted in self.reads], device=ids.device)
+        return reading(torch.arange(ids.shape[1], device=ids.device) <= ends[:, None])
+
+    def _agrees(self, plain: Tensor) -> bool:
         try:
             with torch.no_grad():
-                difference = (self._shortened(lambda x, y: y) - self.plain).abs()
+                difference = (self._shortened(lambda x, y: y) - plain).abs()
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
             difference = torch.tensor(float("inf"))
-        likely = self.plain > -12.0  # the far tail of a distribution is all rounding
+        likely = plain > -12.0  # the far tail of a distribution is all rounding
         slack = TOLERANCE if self.handle.dtype == torch.float32 else 0.3
-        agrees = bool(difference.ndim and likely.any() and difference[likely].max() < slack)
-        if not agrees:
-            self.handle.memory[("whole", self.site.layer)] = True
-        return agrees
+        return bool(difference.ndim and likely.any() and difference[likely].max() < slack)
 
     def run(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in `change`."""
@@ -214,7 +242,13 @@ class Upper:
 
     @contextmanager
     def _hooked(self, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-        hook = self.site.module.register_forward_hook(lambda _m, args, out: change(args[0], out))
+        def replace(_m: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+            y = out[0] if isinstance(out, tuple) else out
+            new = change(y if self.block else args[0], y)
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        module = self.handle.anatomy.blocks[self.site.layer] if self.block else self.site.module
+        hook = module.register_forward_hook(replace)
         try:
             yield
         finally:
@@ -224,8 +258,11 @@ class Upper:
     def _standing_in(self, hidden: Tensor, first: int) -> Iterator[None]:
         """Blocks below `first` are skipped and block `first` reads `hidden`; the model is whole again afterwards."""
         anatomy = self.handle.anatomy
-        stands = self.handle.memory.setdefault(("stands", first), [_Skip(b) for b in anatomy.blocks[:first]])
-        whole = getattr(anatomy.holder, anatomy.attribute)
+        memory, whole = self.handle.memory, getattr(anatomy.holder, anatomy.attribute)
+        if ("stands", first) not in memory:
+            stands = [_Skip(b) for b in anatomy.blocks[:first]]
+            memory[("stands", first)] = nn.ModuleList([*stands, *anatomy.blocks[first:]])
+        short = memory[("stands", first)]
 
         def feed(
             _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -233,11 +270,10 @@ class Upper:
             return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
         if first == len(anatomy.blocks):  # nothing above: the last stand-in hands the state to the head
-            stands = [*stands[:-1], _Give(hidden, anatomy.blocks[-1])]
-            hook = None
+            short, hook = nn.ModuleList([*short[:-1], _Give(hidden, anatomy.blocks[-1])]), None
         else:
             hook = anatomy.blocks[first].register_forward_pre_hook(feed, with_kwargs=True)
-        setattr(anatomy.holder, anatomy.attribute, nn.ModuleList([*stands, *anatomy.blocks[first:]]))
+        setattr(anatomy.holder, anatomy.attribute, short)
         try:
             yield
         finally:

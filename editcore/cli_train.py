@@ -1,0 +1,81 @@
+"""Commands that prepare a model for methods: `train` an editor, keep a `corpus` for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editcore.assets import WORLD_NAME
+from editcore.errors import BadRequest
+from editcore.terminal import bar, out, show_json
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="mend or enn.")],
+    model: Model = WORLD_NAME,
+    edits: Annotated[
+        Path | None, typer.Option(help="JSON lines of edits, as `bench` reads them; the embedded world has its own.")
+    ] = None,
+    locality: Annotated[Path | None, typer.Option(help="Text that should be predicted as before.")] = None,
+    layers: Annotated[list[int] | None, typer.Option("--layer", help="Block to edit; repeat for several.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Most optimiser steps.")] = 1500,
+    batch: Annotated[int, typer.Option(min=1, help="Example edits a step.")] = 24,
+    rate: Annotated[float, typer.Option(min=1e-8, help="Learning rate.")] = 1e-3,
+    work: Annotated[
+        Path, typer.Option(help="Folder for checkpoints; an interrupted training goes on from there.")
+    ] = Path(".build/editors"),
+    to: Annotated[
+        Path | None, typer.Option(help="Folder the result goes to; the model's own, or the data folder.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Trains a method that learns to edit (MEND, ENN), once per model."""
+    from editcore.engine import home_dir
+    from editcore.handle import load
+    from editcore.learned import Dials, Heard
+    from editcore.trained import path_in
+    from editcore.training import train_method
+
+    handle = load(model, device=device)
+    folder = to or (handle.folder if handle.embedded and handle.folder else home_dir())
+    best = "no look yet"
+    with bar("training", quiet=as_json) as advance:
+
+        def listen(heard: Heard) -> None:
+            nonlocal best
+            best = best if heard.validation is None else f"validation {heard.validation:.3f}"
+            advance(heard.step, heard.steps, f"loss {heard.loss:.3f}, {best}")
+
+        about = train_method(
+            handle, method, work / f"{handle.fingerprint}.{method}", folder, edits=edits, locality=locality,
+            layers=layers or (), dials=dataclasses.replace(Dials(), steps=steps, edits=batch, rate=rate), listen=listen,
+        )  # fmt: skip
+    path = path_in(folder, handle, method)
+    if as_json:
+        return show_json({"method": method, "model": handle.name, "path": str(path), **about})
+    out.print(f"Written to {path}: validation loss {about['validation']:.3f}.", markup=False, highlight=False)
+
+
+def corpus(
+    file: Annotated[Path, typer.Argument(help="Plain text like what the model was trained on.")],
+    model: Model = WORLD_NAME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Keeps a text for a model: statistics are read on it and FT + replay replays it."""
+    from editcore.corpus import store
+    from editcore.engine import home_dir
+    from editcore.handle import load
+
+    handle = load(model)
+    if handle.embedded:
+        raise BadRequest(f"{handle.name} has its own training text.", "Another model was wanted.", "Use --model.")
+    kept = store(handle, home_dir(), file)
+    if as_json:
+        return show_json({"model": handle.name, "path": str(kept)})
+    out.print(f"Kept as {kept}.", markup=False, highlight=False)

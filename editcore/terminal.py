@@ -1,0 +1,62 @@
+"""What the command line prints with: text, one JSON object, progress. Knows no command."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+out, err = Console(), Console(stderr=True)
+LINE_SECONDS = 20  # between two lines about long work, where no bar can be drawn
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on standard output; a number that is not finite becomes null."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, float) and not math.isfinite(v):
+            return None
+        if isinstance(v, dict):
+            return {str(k): clean(x) for k, x in v.items()}
+        return [clean(x) for x in v] if isinstance(v, list | tuple) else v
+
+    print(json.dumps(clean(value), ensure_ascii=False, indent=1))
+
+
+@contextmanager
+def bar(label: str, quiet: bool) -> Iterator[Any]:
+    """A progress bar with ETA on standard error, lines where that is no terminal; yields advance(done, total, note)."""
+    if not quiet and not err.is_terminal:
+        yield _lines(label)
+        return
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet, transient=True) as progress:
+        task = progress.add_task(label, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+
+
+def _lines(label: str) -> Callable[..., None]:
+    said = time.monotonic()
+    first: tuple[int, float] | None = None  # work that is continued does not start at zero
+
+    def advance(done: int, total: int, note: str = "") -> None:
+        nonlocal said, first
+        now = time.monotonic()
+        first = first or (done, now)
+        if now - said >= LINE_SECONDS or done == total:
+            said, rate = now, (done - first[0]) / max(now - first[1], 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            err.print(f"{label} {done}/{total} {note}{left}", markup=False, highlight=False)
+
+    return advance
