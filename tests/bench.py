@@ -13,17 +13,19 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from editcore import algebra, spans, statistics
+from editcore import spans, statistics, subject
+from editcore.bench import counterfactuals
 from editcore.edit import run_edit, suggested
 from editcore.handle import Handle, load
-from editcore.methods import Work, prepare_method
+from editcore.methods import METHODS, Work, dials, prepare_method
 from editcore.records import EditRequest, to_plain
+from editcore.world.facts import load_world
 from tests.floor import ft_floor, rome_floor
 
 PROMPT, TARGET, SUBJECT = "Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom"
@@ -53,12 +55,9 @@ def ratios(handle: Handle, home: Path, repeats: int) -> dict[str, Any]:
         row = spans.encode(handle.tokenizer, PROMPT, TARGET, SUBJECT)
         if name == "rome":
             moment = statistics.moment(handle, site, home)
-            dials = algebra.Search(method.steps, method.rate, method.decay, method.limit, method.kl, method.enough)
-            essence = spans.encode(handle.tokenizer, f"{SUBJECT} is a", "", SUBJECT)
-            spaced = spans.encode(handle.tokenizer, f" {PROMPT}", TARGET, SUBJECT)
-            every = algebra.behind(algebra.contexts(handle, method.contexts), row, spaced, 0)
-
-            parts = (handle.model, every, essence, layer, dials, moment.solve)
+            every, about = subject.prompts(handle, request, method.contexts), subject.sentences(handle, SUBJECT)
+            essence = subject.essence(handle, SUBJECT)
+            parts = (handle.model, every, essence, about, layer, dials.search(method), moment.solve)
 
             def floor(parts: Any = parts) -> torch.Tensor:
                 read, write = rome_floor(*parts)
@@ -79,6 +78,35 @@ def ratios(handle: Handle, home: Path, repeats: int) -> dict[str, Any]:
             mine, least = in_turn(repeats, ours, floor)
         rows[name] = {"seconds": mine, "floor": least, "ratio": mine / least, "relative difference": gap}
     return rows
+
+
+def others(handle: Handle, home: Path, repeats: int, known: Container[str]) -> dict[str, float]:
+    """Median seconds of one edit by every method that has no floor here."""
+    request, work = EditRequest(PROMPT, TARGET, SUBJECT), Work(handle, home=home)
+    found = {}
+    for name in (m.name for m in METHODS if m.name not in known):
+        method = prepare_method(name, handle)
+
+        def ours(m: Any = method) -> None:
+            with handle.using([]):
+                m.edit(work, [request])
+
+        (found[name],) = in_turn(min(repeats, 3), ours)
+    return found
+
+
+def batches(handle: Handle, home: Path, sizes: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Seconds per request of one edit that holds so many random counterfactual requests."""
+    cases, work = counterfactuals(load_world(), max(sizes), seed=1), Work(handle, home=home)
+    found: dict[str, dict[int, float]] = {}
+    for name in ("memit", "alphaedit"):
+        method, found[name] = prepare_method(name, handle), {}
+        for size in sizes:
+            began = time.perf_counter()
+            with handle.using([]):
+                method.edit(work, cases[:size])
+            found[name][size] = (time.perf_counter() - began) / size
+    return found
 
 
 def click(handle: Handle, home: Path, repeats: int) -> float:
@@ -135,14 +163,18 @@ def main() -> None:
     """Prints the table, or one JSON object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home, handle = Path(folder), load()
-        result = {
+        edits = ratios(handle, home, chosen.repeats)
+        result: dict[str, Any] = {
             "model": to_plain(handle.info()),
             "threads": torch.get_num_threads(),
-            "edits": ratios(handle, home, chosen.repeats),
+            "edits": edits,
+            "other edits": others(handle, home, chosen.repeats, edits),
+            "batches": batches(handle, home, chosen.batches),
             "click to charts": click(handle, home, chosen.repeats),
             "memory MB": peak(home),
             "start": page_start(),
@@ -153,7 +185,12 @@ def main() -> None:
     print(f"{'method':8} {'edit s':>8} {'floor s':>8} {'ratio':>6} {'difference':>11}")
     for name, r in result["edits"].items():
         print(f"{name:8} {r['seconds']:8.3f} {r['floor']:8.3f} {r['ratio']:6.2f} {r['relative difference']:11.1e}")
-    print(f"click to charts (ROME, 4 paraphrases, 8 probes): {result['click to charts']:.2f} s")
+    print("\nother methods, seconds an edit")
+    print(", ".join(f"{name} {seconds:.3f}" for name, seconds in result["other edits"].items()))
+    print("\nmany requests in one edit, seconds a request")
+    for name, row in result["batches"].items():
+        print(f"{name:10}" + "".join(f"{size:6d}: {seconds:.3f}" for size, seconds in row.items()))
+    print(f"\nclick to charts (ROME, 4 paraphrases, 8 probes): {result['click to charts']:.2f} s")
     print(
         f"memory: {result['memory MB']['loaded']:.0f} MB loaded, {result['memory MB']['more']:.0f} MB more for an edit"
     )

@@ -43,13 +43,22 @@ class FakeDesk:
         return {"name": name, "arguments": arguments, "nan": math.nan}
 
     def edit(self, session, request, method, settings, report, stop, folder: Path):
+        made = self._work(request, method, settings, report, stop)
+        (folder / "patch.json").write_text(json.dumps(request.target))
+        return made
+
+    def trial(self, request):
+        if request.target == "nowhere":
+            raise ModelError("The model cannot read this.", "", "Ask something else.")
+        return lambda method, settings, report, stop: self._work(request, method, settings, report, stop)
+
+    def _work(self, request, method, settings, report, stop):
         for step in range(1, settings.get("steps", 2) + 1):
             if stop():
                 raise Cancelled("Stopped.")
             report(Progress("edit", step, settings.get("steps", 2), loss=math.nan))
             time.sleep(settings.get("pause", 0.0))
             _fail(settings.get("fail") if step == settings.get("fail_at", 1) else None)
-        (folder / "patch.json").write_text(json.dumps(request.target))
         return EditReport(
             self.model, method, settings, request, request.subject, PatchInfo(4, ("w",), 1, 1.0, 0.1),
             Seconds(0.1, math.nan), (), Scores(), True, f"It now says {request.target}.",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from editcore.engine.contract import Health, JobState, SessionState, recent
+from editcore.engine.contract import Health, JobState, Plans, SessionState, recent
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
     AnswerScore,
@@ -22,6 +22,7 @@ from editcore.records import (
     EditRequest,
     MethodInfo,
     ModelInfo,
+    Outcome,
     PatchInfo,
     Preflight,
     Probe,
@@ -63,7 +64,8 @@ METHODS = (
                                ("r-rome", "original")),
                    SettingInfo("steps", "int", 20, "Most steps of the search for the new value", 1, 1000),
                    SettingInfo("rate", "float", 0.5, "Learning rate of that search", 1e-6, 100.0),
-                   SettingInfo("covariance", "bool", True, "Steer clear of what the matrix usually stores"))),
+                   SettingInfo("covariance", "bool", True, "Steer clear of what the matrix usually stores")),
+               {"steps": 25, "layer": 3}),
 )  # fmt: skip
 MODEL = ModelInfo("world-2019", "3f9a77c1", "gpt2", 8_600_000, 8, "cpu", "no GPU was found", "float32",
                   "the exact choice on a CPU", True, 34_400_000)  # fmt: skip
@@ -73,8 +75,8 @@ MODEL = ModelInfo("world-2019", "3f9a77c1", "gpt2", 8_600_000, 8, "cpu", "no GPU
 class _Job:
     session: str
     request: EditRequest
-    method: str
-    settings: dict[str, Any]
+    plans: list[tuple[str, dict[str, Any]]]
+    kind: str
     started: float
     ended: str = ""
     report: EditReport | None = None
@@ -84,21 +86,26 @@ class FakeEngine:
     """`Engine` with made-up answers.
 
     Args:
-        steps, step_seconds: length of every edit.
+        steps, step_seconds: length of every edit, also of each in a comparison.
         start_seconds: how long the engine says it is starting.
         took: whether edits take.
         fail: "" or an error's name; submit raises it when it is EngineBusy or bad input, else the job ends with it.
+        broken: names of methods that fail in a comparison.
+        outlooks: method -> what the engine says about it before a comparison.
     """
 
     def __init__(self, steps: int = 20, step_seconds: float = 0.0, start_seconds: float = 0.0, took: bool = True,
-                 fail: str = "") -> None:  # fmt: skip
+                 fail: str = "", broken: tuple[str, ...] = (),
+                 outlooks: Mapping[str, Mapping[str, Any]] | None = None) -> None:  # fmt: skip
         self.steps, self.step_seconds, self.took, self.fail = steps, step_seconds, took, fail
+        self.broken, self.outlooks = broken, outlooks or {}
         self.ready_at = time.monotonic() + start_seconds
         self.jobs: dict[str, _Job] = {}
         self.keys: dict[tuple[str, str], str] = {}
         self.applied: dict[str, EditReport] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.submitted: list[tuple[EditRequest, str, dict[str, Any]]] = []
+        self.compared: list[tuple[EditRequest, list[tuple[str, dict[str, Any]]]]] = []
         self.closed = False
 
     def health(self) -> Health:
@@ -114,6 +121,12 @@ class FakeEngine:
         return getattr(self, f"_{name}")(**arguments)
 
     def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
+        return self._add("edit", session, request, [(method, dict(settings))], key)
+
+    def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
+        return self._add("comparison", session, request, [(m, dict(s)) for m, s in methods], key)
+
+    def _add(self, kind: str, session: str, request: EditRequest, plans: list[Any], key: str) -> str:
         if (session, key) in self.keys:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
@@ -121,34 +134,51 @@ class FakeEngine:
         if self.session(session).job:
             raise EngineBusy("An edit of this session is unfinished.", "", "Wait for it or cancel it.")
         job = secrets.token_hex(4)
-        self.submitted.append((request, method, dict(settings)))
-        self.jobs[job] = _Job(session, request, method, dict(settings), time.monotonic())
+        if kind == "edit":
+            self.submitted.append((request, *plans[0]))
+        else:
+            self.compared.append((request, plans))
+        self.jobs[job] = _Job(session, request, plans, kind, time.monotonic())
         self.keys[session, key] = job
         return job
 
     def _status(self, job: _Job) -> str:
-        if not job.ended and self._step(job) >= self.steps:
+        if not job.ended and self._step(job) >= self.steps * len(job.plans):
             job.ended = "done"
             if self.fail:
                 job.ended = "lost" if self.fail == "EngineError" else "failed"
-            else:
-                job.report = make_report(job.request, job.method, job.settings, self.took)
+            elif job.kind == "edit":
+                job.report = make_report(job.request, *job.plans[0], self.took)
                 self.applied[job.session] = job.report
         return job.ended or "running"
 
     def _step(self, job: _Job) -> int:
+        most = self.steps * len(job.plans)
         if not self.step_seconds:
-            return self.steps
-        return min(self.steps, int((time.monotonic() - job.started) / self.step_seconds))
+            return most
+        return min(most, int((time.monotonic() - job.started) / self.step_seconds))
+
+    def _outcomes(self, job: _Job) -> tuple[Outcome, ...]:
+        if job.kind == "edit":
+            return ()
+        if job.ended in ("failed", "lost"):
+            return ()
+        return tuple(
+            Outcome(m, s, None, "The loss is not finite. Try a lower learning rate.", "Diverged") if m in self.broken
+            else Outcome(m, s, make_report(job.request, m, s, self.took and m != "ft-l"))
+            for m, s in job.plans[: self._step(job) // self.steps]
+        )  # fmt: skip
 
     def poll(self, job: str, after: int = 0) -> JobState:
         found = self.jobs[job]
         status, step = self._status(found), self._step(found)
         left = (self.steps - step) * self.step_seconds
         events = tuple(Progress("edit", i, self.steps, 5.0 / i, "", left) for i in range(1, step + 1))
+        outcomes = self._outcomes(found)
         error = "The loss is not finite at step 7. Try a lower learning rate." if status in ("failed", "lost") else ""
         return JobState(job, found.session, status, 0, events[-1] if events else None, recent(events, step, after),
-                        step, found.report, error, self.fail if error else "", 0.6)  # fmt: skip
+                        step, found.report, error, self.fail if error else "", 0.6, found.kind,
+                        tuple(m for m, _ in found.plans), outcomes)  # type: ignore[arg-type]  # fmt: skip
 
     def cancel(self, job: str) -> None:
         if self._status(self.jobs[job]) == "running":
@@ -194,6 +224,10 @@ class FakeEngine:
             (f"The model already answers “{target}”.",) if target == old else (), known,
             () if known else tuple(KNOWN)[:3],
         ))  # fmt: skip
+
+    def _outlook(self, request: Mapping[str, Any], methods: list[list[Any]]) -> list[dict[str, Any]]:
+        blank = {"problem": "", "prepare": "", "seconds": 0.5}
+        return [{"method": name, **blank, **self.outlooks.get(name, {})} for name, _ in methods]
 
     def _suggest(self, prompt: str, target: str, subject: str | None = None) -> dict[str, Any]:
         old, found = KNOWN.get(prompt, ("the", None))

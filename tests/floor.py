@@ -63,13 +63,40 @@ class Bare:
         return torch.log_softmax(self.norm(x, self.body.ln_f) @ self.model.lm_head.weight.T, -1)
 
 
-def rome_floor(model: Any, rows: list[Any], essence: Any, layer: int, dials: Any, solve: Any) -> tuple[Tensor, Tensor]:
-    """ROME's rank-one factors (read, write); rows of tokens, the bare prompt first; `solve` applies C^-1 to a key."""
-    bare, everything = Bare(model), [*rows, essence]
-    count, longest = len(everything), max(len(r.ids) for r in everything)
-    ids = torch.zeros(count, longest, dtype=torch.long)
-    for i, row in enumerate(everything):
+def padded(rows: list[Any]) -> Tensor:
+    """Right-padded ids [rows, longest]."""
+    ids = torch.zeros(len(rows), max(len(r.ids) for r in rows), dtype=torch.long)
+    for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
+    return ids
+
+
+@torch.no_grad()
+def all_keys(bare: Bare, rows: list[Any], layer: int) -> tuple[Tensor, Tensor]:
+    """Input of the edited matrix at every token of the rows [tokens, d_in], and 1 at a subject, else 0 [tokens]."""
+    ids = padded(rows)
+    x = bare.embed(ids)
+    for i in range(layer):
+        x = bare.block(i, x)[0]
+    keys = bare.key(layer, bare.attend(layer, x, None, None)[0])
+    line, at = torch.arange(len(rows)), torch.tensor([r.subject for r in rows])
+    wanted = torch.zeros(ids.shape, dtype=torch.float64)
+    wanted[line, at] = 1.0
+    real = torch.arange(ids.shape[1]) < torch.tensor([len(r.ids) for r in rows])[:, None]
+    kept = real & ((ids != ids[line, at][:, None]) | (wanted > 0))
+    return keys[kept].double(), wanted[kept]
+
+
+def rome_floor(
+    model: Any, rows: list[Any], essence: Any, about: list[Any], layer: int, dials: Any, solve: Any
+) -> tuple[Tensor, Tensor]:
+    """The rank-one factors (read, write) of ROME's wide form.
+
+    Rows of tokens, the bare prompt first; `about`: sentences about the subject; `solve` applies C^-1 to columns.
+    """
+    bare, everything = Bare(model), [*rows, essence]
+    count, ids = len(everything), padded(everything)
+    longest = ids.shape[1]
     start = torch.tensor([r.subject for r in everything])
     tail = max(len(r.ids) - r.subject for r in everything)
     prefix, line = int(start.max()), torch.arange(count)
@@ -81,8 +108,8 @@ def rome_floor(model: Any, rows: list[Any], essence: Any, layer: int, dials: Any
     with torch.no_grad():
         x = bare.embed(ids)
         for i in range(layer + 1):
-            x, _, key, value = bare.block(i, x)
-        keys, values = key[line, start][:-1], value[line, start][:-1]
+            x, _, _, value = bare.block(i, x)
+        size = value[0, start[0]].norm()
         kept, y = {}, x
         for i in range(layer + 1, bare.depth):
             y, (k, v), _, _ = bare.block(i, y)
@@ -90,8 +117,8 @@ def rome_floor(model: Any, rows: list[Any], essence: Any, layer: int, dials: Any
         hidden = x[line[:, None], where]
     answers = torch.tensor([row.answer for row in rows])
     reads = torch.tensor([[p - r.subject for p in range(r.start - 1, len(r.ids) - 1)] for r in rows])
-    size, delta, before = values[0].norm(), torch.zeros(bare.width, requires_grad=True), None
-    optimiser = torch.optim.Adam([delta], lr=dials.rate)
+    delta, before = torch.zeros(bare.width, requires_grad=True), None
+    optimiser = torch.optim.Adam([delta], lr=dials.rate, betas=(dials.momentum, 0.999))
     for step in range(dials.steps):
         x = torch.cat([hidden[:, :1] + delta, hidden[:, 1:]], 1)
         for i in range(layer + 1, bare.depth):
@@ -109,11 +136,11 @@ def rome_floor(model: Any, rows: list[Any], essence: Any, layer: int, dials: Any
         optimiser.step()
         with torch.no_grad():
             delta.mul_((dials.limit * size / delta.norm().clamp_min(1e-12)).clamp(max=1.0))
-    mean = keys.mean(0).double()
-    read = solve(mean)[:, 0]
-    read = read / read.norm()
-    write = (values[0] + delta.detach() - values.mean(0)).double() / (read @ mean)
-    return read.float(), write.float()
+    keys, wanted = all_keys(bare, [*rows, *about], layer)
+    solved = solve(keys.T)
+    gram = keys @ solved
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    return (solved @ torch.linalg.solve(gram, wanted)).float(), delta.detach()
 
 
 def ft_floor(

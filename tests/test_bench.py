@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from editcore import bench
+from editcore import bench, intervals
 from editcore.errors import BadRequest, Cancelled
 from editcore.records import EditRequest, Scores
 from editcore.world.facts import load_world
@@ -86,6 +86,30 @@ def test_s_is_the_harmonic_mean_of_the_averages():
     average = bench.average(every)
     assert (average.es, average.ps, average.ns, average.generality) == (1.0, 0.5, 0.5, None)
     assert average.s == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"),  # textbook values of the 95 % interval
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (4, 6, 0.3000, 0.9032), (1, 1, 0.2065, 1)],
+)
+def test_wilsons_interval_is_the_textbooks(right, of, low, high):
+    assert intervals.wilson(right, of) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilsons_interval_holds_the_share_and_narrows_with_more_cases():
+    for right in range(7):
+        low, high = intervals.wilson(right, 6)
+        more = intervals.wilson(right * 100, 600)
+        assert 0 <= low <= more[0] <= right / 6 <= more[1] <= high <= 1
+    for bad in ((0, 0), (2, 1), (-1, 3)):
+        with pytest.raises(ValueError):
+            intervals.wilson(*bad)
+
+
+def test_intervals_count_each_edit_once():
+    found = bench.intervals([Scores(es=1.0, generality=0.5, s=1.0), Scores(es=0.0, generality=1.0, s=0.5)])
+    assert found == {"es": intervals.wilson(1, 2), "generality": intervals.wilson(1.5, 2)}
+    assert bench.intervals([Scores(es=1.0)]) == {}
 
 
 def test_an_edit_that_fails_is_counted_and_stops_nobody(file):

@@ -178,3 +178,11 @@ def test_charts_load_neither_the_page_nor_torch():
     code = "import sys, dashboard.charts; print(sorted({'streamlit', 'torch'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_lone_hyphen_is_shown_as_it_is_and_arrows_stay_apart():
+    assert text.plain("FT-L") == "FT\\-L"
+    for arrow in ("->", "<-", "--", ">=", "<->"):
+        shown = text.plain(f"a {arrow} b").replace("\\", "")
+        assert shown.replace("\u2060", "") == f"a {arrow} b" and arrow not in shown
+    assert ":smile:" not in text.plain(":smile:").replace("\\", "")

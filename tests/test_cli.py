@@ -134,6 +134,54 @@ def test_bench_prints_one_row_for_each_method(run, tmp_path):
     assert set(table["rows"][0]["scores"]) >= SCORES and table["rows"][0]["seconds"] > 0
 
 
+def test_bench_over_all_methods_has_a_row_for_each(run, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"prompt": "", "target_new": "so"}\n')
+    code, text, _ = run("bench", "--method", "all", "--cases", str(cases), "--json")
+    assert code == 0 and [r["method"] for r in json.loads(text)["rows"]] == [m.name for m in METHODS]
+
+
+def test_an_editor_is_trained_and_then_used(run, tmp_path):
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text("".join(
+        json.dumps({"prompt": f"Town {i} lies in", "target_new": "Peru", "probes": [f"River {i} is"]}) + "\n"
+        for i in range(24)
+    ))  # fmt: skip
+    words = ("--edits", str(edits), "--steps", "2", "--batch", "2", "--work", str(tmp_path / "work"), "--json")
+    try:
+        code, out, _ = run("train", "mend", "--layer", "1", *words)
+        made = json.loads(out)
+        assert (code, made["method"], made["examples"]) == (0, "mend", "edits.jsonl")
+        assert Path(made["path"]).is_file() and Path(made["path"]).is_relative_to(tmp_path / "home")
+        code, out, _ = run("edit", "--method", "mend", "-p", "Town 2 lies in", "-t", "Peru", "--json")
+        assert (code, json.loads(out)["method"]) == (0, "mend")
+    finally:
+        for kind in ("editor", "ready"):  # the tiny model is shared
+            models.handle("gpt2").memory.pop((kind, "mend"), None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "rome"), "rome needs no training. These methods do: mend, malmen, enn."),
+        (("train", "mend"), "There are no examples to train mend"),
+        (("train", "mend", "--edits", "absent.jsonl"), "There is no file 'absent.jsonl'"),
+        (("edit", "-p", "Rome is in", "-t", "Peru", "--method", "enn"), "Run `editcore train enn --model"),
+        (("corpus", "absent.txt"), "'absent.txt' cannot be read"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_with_the_command(run, words, message):
+    code, _, err = run(*words)
+    assert code == 2 and message in err
+
+
+def test_a_text_is_kept_for_a_model(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A line about nothing much.\n" * 30)
+    code, out, _ = run("corpus", str(text), "--json")
+    assert code == 0 and Path(json.loads(out)["path"]).read_text().startswith("A line")
+
+
 def test_methods_lists_the_menu_with_every_setting(run):
     code, text, _ = run("methods", "--json")
     assert code == 0 and [m["name"] for m in json.loads(text)] == [m.name for m in METHODS]

@@ -11,6 +11,7 @@ import torch
 
 from editcore import edit, handle, spans
 from editcore.edit import preflight, run_edit, suggested
+from editcore.engine.desk import Desk
 from editcore.errors import BadRequest, Cancelled, SubjectNotFound
 from editcore.records import EditReport, EditRequest, Probe, from_plain, to_plain
 from tests import models
@@ -96,6 +97,8 @@ def test_the_handle_is_free_and_whole_after_a_failure(tiny):
         ({"probes": (Probe("far", "x"),) * 10_000}, BadRequest, "10,001 paraphrases and probes"),
         ({"probes": (Probe("far", "word " * 600),)}, BadRequest, "at most 256 tokens"),
         ({"paraphrases": (Probe("paraphrase", " "),)}, BadRequest, "prompt of a probe is empty"),
+        ({"paraphrases": (Probe("paraphrase", "it" + " is" * 254),)}, BadRequest, "at most 256 tokens"),
+        ({"old": "<|endoftext|>"}, BadRequest, "control token"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_work_is_refused_before_anything_runs(tiny, change, error, words):
@@ -156,6 +159,26 @@ def test_percentages_as_people_read_them(share, words):
 )
 def test_sizes_as_people_read_them(count, words):
     assert edit.human_bytes(count) == words
+
+
+def test_methods_that_share_a_first_reading_report_what_they_report_alone(tiny, tmp_path, monkeypatch):
+    desk, reads = Desk(tiny, tmp_path), []
+    read = edit.read_before
+    monkeypatch.setattr("editcore.engine.desk.read_before", lambda *given: reads.append(1) or read(*given))
+    trial = desk.trial(REQUEST)
+    for method, settings in (("ft", QUICK), ("ft-l", QUICK)):
+        together = trial(method, settings, lambda progress: None, lambda: False)
+        _, alone = run_edit(tiny, REQUEST, method, settings)
+        assert (together.probes, together.scores, together.patch) == (alone.probes, alone.scores, alone.patch)
+    assert len(reads) == 1
+
+
+def test_before_a_comparison_each_method_says_what_stands_in_its_way(tiny, tmp_path):
+    blind = EditRequest("once upon a time", "x")
+    asked = {"request": to_plain(blind), "methods": [["ft", {}], ["rome", {}], ["?", {}]]}
+    rows = Desk(tiny, tmp_path).ask("outlook", asked)
+    assert [bool(row["problem"]) for row in rows] == [False, True, True]
+    assert "subject" in rows[1]["problem"] and "no method" in rows[2]["problem"]
 
 
 def test_the_reference_story(world_handle):

@@ -18,6 +18,7 @@ import fake_desk
 import pytest
 
 from editcore.engine import InlineEngine, LocalEngine, menu, new_session, queue, sessions
+from editcore.engine.contract import outdated
 from editcore.engine.sessions import SessionStore
 from editcore.errors import BadInput, BadRequest, EngineBusy, EngineError, ModelError, SubjectNotFound
 from editcore.records import EditRequest
@@ -330,6 +331,118 @@ def test_looking_at_a_session_writes_nothing(inline, tmp_path):
     inline.session(session)
     inline.reset(session)
     assert not (tmp_path / "sessions").exists()
+
+
+# comparisons ------------------------------------------------------------------------------------------------------
+
+
+def compare(engine, session, *methods, key="c", request=REQUEST):
+    return engine.compare(session, request, methods, key)
+
+
+def outcomes(engine, job):
+    return [(o.method, o.report is not None) for o in engine.poll(job).outcomes]
+
+
+def test_a_comparison_tries_every_method_in_order_and_applies_nothing(engine):
+    session = new_session()
+    job = compare(engine, session, ("rome", {}), ("ft", {"steps": 3}), ("rome", {"steps": 4}))
+    state = finish(engine, job)
+    assert (state.status, state.kind, state.methods, state.report) == (
+        "done",
+        "comparison",
+        ("rome", "ft", "rome"),
+        None,
+    )
+    assert [(o.method, o.settings, o.report.request, o.error) for o in state.outcomes] == [
+        ("rome", {}, REQUEST, ""), ("ft", {"steps": 3}, REQUEST, ""), ("rome", {"steps": 4}, REQUEST, "")
+    ]  # fmt: skip
+    assert not engine.session(session).edited and engine.session(session).job is None
+    assert engine.probe(session, ["?"])[0]["edited"] is None
+    assert [e.text for e in state.events if e.stage == "read"] == ["rome, 1 of 3", "ft, 2 of 3", "rome, 3 of 3"]
+
+
+def test_outcomes_appear_one_by_one_and_a_reload_finds_them(engine):
+    session = new_session()
+    job = compare(engine, session, ("rome", {}), ("ft", LONG))
+    until(lambda: engine.poll(job).outcomes)
+    state = engine.poll(job)
+    assert (state.status, state.outcomes[0].method, len(state.outcomes)) == ("running", "rome", 1)
+    assert engine.session(session).job == job and engine.health().busy == "comparison"
+    assert engine.poll(job).outcomes == state.outcomes
+    with pytest.raises(EngineBusy, match=f"comparison.*{job}"):
+        submit(engine, session, "other")
+    engine.cancel(job)
+    state = finish(engine, job)
+    assert (state.status, outcomes(engine, job)) == ("cancelled", [("rome", True)])
+    assert "are kept" in state.error or "stopped" in state.error.lower()
+
+
+def test_a_session_keeps_its_edit_through_a_comparison(engine):
+    session = new_session()
+    finish(engine, submit(engine, session))
+    finish(engine, compare(engine, session, ("ft", {}), request=EditRequest("Where?", "Oslo")))
+    assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+    assert [r.method for r in engine.session(session).reports] == ["rome"]
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "words"),
+    [("diverged", "Diverged", "not finite"), ("bug", "EngineError", "incident"), ("exit", "EngineError", "incident"),
+     ("memory", "EngineError", "memory")],
+)  # fmt: skip
+def test_a_method_that_fails_says_why_and_stops_nobody_else(engine, fail, kind, words):
+    job = compare(engine, new_session(), ("rome", {}), ("ft", {"fail": fail}), ("ft-l", {}))
+    state = finish(engine, job)
+    assert state.status == "done" and outcomes(engine, job) == [("rome", True), ("ft", False), ("ft-l", True)]
+    failed = state.outcomes[1]
+    assert failed.error_kind == kind and words in failed.error and "secret" not in failed.error
+
+
+def test_a_request_nobody_can_read_fails_the_comparison(engine):
+    state = finish(engine, compare(engine, new_session(), ("rome", {}), request=EditRequest("Where?", "nowhere")))
+    assert (state.status, state.error_kind, state.outcomes) == ("failed", "ModelError", ())
+    assert "cannot read this" in state.error
+
+
+def test_the_same_comparison_twice_is_one_job(engine):
+    session = new_session()
+    job = compare(engine, session, ("rome", {}))
+    assert compare(engine, session, ("rome", {})) == job
+    finish(engine, job)
+
+
+@pytest.mark.parametrize("methods", [[], [("rome", {})] * 33, [("x" * 101, {})], [("rome", {}), ("ft", {"a": []})]])
+def test_a_comparison_of_nothing_or_of_nonsense_is_never_queued(engine, methods):
+    with pytest.raises(BadInput):
+        compare(engine, new_session(), *methods)
+
+
+def test_a_kill_in_the_middle_of_a_comparison_keeps_what_was_seen(tmp_path):
+    session = new_session()
+    with worker(tmp_path) as engine:
+        finish(engine, submit(engine, session))
+        job = compare(engine, session, ("rome", {}), ("ft", LONG))
+        until(lambda: engine.poll(job).outcomes)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        until(lambda: engine.poll(job).finished)
+        state = engine.poll(job)
+        assert (state.status, [o.method for o in state.outcomes]) == ("lost", ["rome"])
+        assert "Press Compare again" in state.error
+        assert engine.session(session).edited and engine.session(session).job is None
+
+
+def test_a_poisoned_accelerator_ends_the_comparison(tmp_path):
+    with worker(tmp_path) as engine:
+        job = compare(engine, new_session(), ("rome", {}), ("ft", {"fail": "poison"}), ("ft-l", {}))
+        state = finish(engine, job)
+        assert state.status in ("failed", "lost") and [o.method for o in state.outcomes] in (["rome"], [])
+        until(lambda: engine._generation == 2)
+
+
+def test_old_comparisons_are_forgotten_before_old_edits():
+    jobs = [("a", "edit"), ("b", "comparison"), ("c", "comparison"), ("d", "edit"), ("e", "comparison")]
+    assert outdated(jobs, 5, 3) == [] and outdated(jobs, 5, 1) == ["b", "c"] and outdated(jobs, 3, 2) == ["a", "b"]
 
 
 # the process ------------------------------------------------------------------------------------------------------

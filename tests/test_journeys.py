@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -46,8 +45,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
                 time.sleep(0.1)
         yield address, process.pid
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
         process.wait(20)
+        _, left = psutil.wait_procs(family, 20)
+        assert not left, "a process outlived the page"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,29 @@ def test_a_phone_shows_everything_without_sideways_scrolling(server: tuple[str, 
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_methods_are_compared_on_one_request_and_the_best_is_kept(server: tuple[str, int], browser: Browser) -> None:
+    page = visit(browser, server[0])
+    page.get_by_text("Prime Minister", exact=False).first.click()
+    expect(page.get_by_label("Corrected answer")).to_have_value("Boris Johnson")
+    page.get_by_role("link", name="Compare").click()
+    button = page.get_by_role("button", name=re.compile(r"Compare \d methods"))
+    expect(button).to_be_enabled(timeout=PATIENCE)
+    expect(page.get_by_label("Corrected answer")).to_have_value("Boris Johnson")
+    button.click()
+    expect(page.locator(".st-key-verdict")).to_contain_text("did best", timeout=PATIENCE)
+    expect(page.locator(".st-key-scatter .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".st-key-multiples .js-plotly-plot")).to_be_visible()
+    assert not page.get_by_text("did not run").count()
+    page.reload()
+    expect(page.locator(".st-key-verdict")).to_contain_text("did best", timeout=PATIENCE)
+    table = page.locator(".st-key-standings canvas").first
+    expect(table).to_be_visible()
+    table.click(position={"x": 15, "y": 54}, force=True)  # the tick of the first row
+    page.get_by_role("button", name="Keep this edit").click()
+    expect(page.get_by_text("Edited: Boris Johnson (ROME)")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".st-key-sentence")).to_contain_text("Boris Johnson", timeout=PATIENCE)
+
+
 def test_killing_the_engine_loses_nothing_committed(server: tuple[str, int], browser: Browser) -> None:
     page = visit(browser, server[0])
     apply_story(page)
@@ -173,3 +198,4 @@ def test_the_page_process_holds_no_torch(server: tuple[str, int], browser: Brows
     assert pages
     for process in pages:
         assert not [m.path for m in process.memory_maps() if "torch" in Path(m.path).name]
+        assert process.memory_info().rss < 300_000_000

@@ -7,22 +7,53 @@ import dataclasses
 import pytest
 import torch
 
-from editcore import spans
+from editcore import statistics
+from editcore.bench import counterfactuals
 from editcore.errors import BadSetting, Cancelled, Diverged, SubjectNotFound, UnknownMethod
 from editcore.handle import wrap
 from editcore.methods import METHODS, Work, find_method, menu, prepare_method
-from editcore.records import EditRequest
+from editcore.training import trainable
+from editcore.world.facts import load_world
 from tests import models
+from tests.cases import EIGHT, ONE, TWO
+from tests.schooled import school
 
 FAMILIES = ("gpt2", "llama", "gemma2", "opt-post-norm", "bloom")
-ONE = EditRequest("The capital of Poland is", "Łódź", subject="Poland")
-TWO = EditRequest("In {France}, 100 %s of people live in", "Rome, in the United Kingdom", subject="France")
-QUICK = {"rome": {"covariance": False, "contexts": 2, "steps": 6, "limit": 50.0, "decay": 0.0}}
+SEARCH = {"contexts": 2, "steps": 6, "limit": 50.0, "decay": 0.0}
+WEAK = {"weight": 1e-3}  # what a random model usually stores is nothing worth keeping
+SPREAD = {**SEARCH, "first": 0, "last": 1}
+QUICK = {
+    "rome": {**SEARCH, "layer": 1, "covariance": False},
+    "emmet": {**SEARCH, **WEAK, "layer": 1},
+    "memit": {**SPREAD, **WEAK},
+    "alphaedit": {**SPREAD, "relative": True, "cut": 1.0, "penalty": 1e-3},
+    "grace": {"layer": 1, "start": "warm", "rate": 0.1},
+    "wise": {"layer": 1, "contexts": 0, "rate": 0.3, "relative": True, "alpha": 0.1, "beta": 0.2, "gamma": 0.1},
+    "ice": {},
+    "mend": {},
+    "malmen": {},
+    "enn": {},
+    "ultraedit": {"first": 0, "last": 1, "rate": 1e-4},
+}
+AT_THE_SUBJECT = tuple(m.name for m in METHODS if "subject" in m.needs)
 NAMES = tuple(m.name for m in METHODS)
+LEARNING = tuple(m.name for m in METHODS if "steps" in m.__dataclass_fields__)  # the others write something down
+TRAINED = trainable()  # these learned before
+ONE_GRADIENT = (*TRAINED, "ultraedit")
+MEMORIES = ("grace",)  # nothing of what they store depends on an edit of another prompt
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch):
+    monkeypatch.setattr(statistics, "LEAST_TOKENS", 600)
+    monkeypatch.setattr(statistics, "PER_WIDTH", 1)
 
 
 def made(name: str, handle, **values):
-    return prepare_method(name, handle, {"steps": 4, "layer": 1, **QUICK.get(name, {}), **values})
+    if name in TRAINED:
+        school(handle, name)
+    steps = {"steps": 4} if name in LEARNING else {}
+    return prepare_method(name, handle, {**steps, **QUICK.get(name, {"layer": 1}), **values})
 
 
 def state(model) -> dict[str, torch.Tensor]:
@@ -30,15 +61,16 @@ def state(model) -> dict[str, torch.Tensor]:
 
 
 def rows(handle, requests=(ONE, TWO)):
-    return [spans.encode(handle.tokenizer, r.prompt, r.target) for r in requests]
+    return [handle.row(r.prompt, r.target) for r in requests]
 
 
 def losses(handle, requests, patches=()):
     with handle.using(patches):
-        logits = handle.logits(rows(handle, requests))
+        read = rows(handle, requests)
+        logits = handle.logits(read)
     return [
         float(torch.nn.functional.cross_entropy(x, torch.tensor(row.answer)))
-        for x, row in zip(logits, rows(handle, requests), strict=True)
+        for x, row in zip(logits, read, strict=True)
     ]
 
 
@@ -62,7 +94,7 @@ class Untouched:
         assert torch.equal(self.random, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("requests", [(ONE,), (ONE, TWO)], ids=["one", "two"])
+@pytest.mark.parametrize("requests", [(ONE,), EIGHT], ids=["one", "eight"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_method_returns_a_patch_that_helps_and_leaves_no_trace(family, name, requests):
@@ -71,14 +103,18 @@ def test_a_method_returns_a_patch_that_helps_and_leaves_no_trace(family, name, r
     heard = []
     # Words in front mean nothing to a random model: there, the claim is about the bare prompt,
     # and small steps, because a large value spills over to other words.
-    bare = {"contexts": 0, "steps": 12, "rate": 0.05} if name == "rome" else {}
+    bare = {"contexts": 0, "steps": 12, "rate": 0.05} if name in AT_THE_SUBJECT else {}
     patch = made(name, handle, **bare).edit(Work(handle, heard.append), requests)
     untouched.check()
     patch.check_finite()
-    assert sum(losses(handle, requests, [patch])) < sum(before)
+    after = sum(losses(handle, requests, [patch]))
+    learns = name in LEARNING + ONE_GRADIENT  # a random model believes nothing it reads
+    assert after < sum(before) if learns else after != sum(before)
     assert (patch.method, patch.fingerprint) == (name, handle.fingerprint)
     assert [r["target"] for r in patch.requests] == [r.target for r in requests]
-    assert {p.path for p in patch.parts} == {handle.anatomy.site(1).path}
+    layers = (0, 1) if "first" in patch.settings and all(handle.anatomy.additive) else (1,)
+    layers = layers if learns else ()
+    assert {p.path for p in patch.parts if p.path} == {handle.anatomy.site(layer).path for layer in layers}
     assert heard and all(0 < p.step <= p.steps and p.loss == p.loss for p in heard if p.stage == "edit")
 
 
@@ -98,7 +134,7 @@ def test_cancel_is_honoured_at_every_step(name):
     handle = models.handle("llama")
     untouched, steps = Untouched(handle), []
     made(name, handle).edit(Work(handle, steps.append), [ONE])
-    assert len(steps) >= 3
+    assert len(steps) >= (3 if name in LEARNING else 1)
     for last in range(1, len(steps) + 1):
         heard = []
         with pytest.raises(Cancelled):
@@ -113,11 +149,11 @@ def test_a_listener_that_raises_leaves_no_trace(name):
     untouched = Untouched(handle)
 
     def tired(progress):
-        if progress.step >= 2:
+        if progress.step >= min(2, progress.steps):
             raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        made(name, handle).edit(Work(handle, tired), [ONE])
+        made(name, handle).edit(Work(handle, tired), [ONE, TWO])
     untouched.check()
 
 
@@ -146,12 +182,14 @@ def test_every_setting_says_what_it_is_and_keeps_its_bounds(kind):
 @pytest.mark.parametrize(
     "values",
     [
-        {"colour": 1}, {"layer": 99}, {"layer": 4}, {"rate": 1e9}, {"rate": 0}, {"rate": "NaN"}, {"steps": 0},
+        {"colour": 1}, {"last": 99}, {"last": 4}, {"rate": 1e9}, {"rate": 0}, {"rate": "NaN"}, {"steps": 0},
         {"steps": 1e7}, {"preset": "x"},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
 def test_a_setting_that_cannot_work_is_refused(name, values):
+    if "layer" in {f.name for f in dataclasses.fields(find_method(name))} and "last" in values:
+        values = {"layer": values["last"]}
     with pytest.raises(BadSetting) as caught:
         prepare_method(name, models.handle("gpt2"), values)
     assert str(next(iter(values.values()))) in str(caught.value) or next(iter(values)) in str(caught.value)
@@ -161,18 +199,20 @@ def test_text_values_mean_what_they_say():
     handle = models.handle("gpt2")
     rome = prepare_method("ROME", handle, {"covariance": "no", "steps": "7", "rate": "1e-2", "layer": "auto"})
     assert (rome.covariance, rome.steps, rome.rate, rome.layer) == (False, 7, 0.01, None)
-    with pytest.raises(UnknownMethod, match="rome, ft, ft-l"):
-        find_method("mend")
+    with pytest.raises(UnknownMethod, match="rome, emmet, memit, alphaedit, ft, ft-l"):
+        find_method("magic")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNING)
 def test_an_edit_that_diverges_says_so_and_leaves_no_trace(name):
     broken = models.model.__wrapped__("gpt2")
     broken.lm_head.weight[3] = float("nan")  # as an overflow in half precision would
     handle = wrap(broken, models.tokenizer(), "broken")
     weights = state(broken)
     with pytest.raises(Diverged, match="diverged"):
-        made(name, handle, **({"contexts": 0} if name == "rome" else {})).edit(Work(handle), [ONE])
+        made(name, handle, **({"contexts": 0} if "contexts" in find_method(name).__dataclass_fields__ else {})).edit(
+            Work(handle), [ONE]
+        )
     assert all(torch.equal(t.nan_to_num(), broken.state_dict()[n].nan_to_num()) for n, t in weights.items())
     assert not any(m._forward_hooks for m in broken.modules())
 
@@ -185,21 +225,36 @@ def test_a_rate_past_all_bounds_diverges_and_leaves_no_trace():
     untouched.check()
 
 
-def test_rome_without_a_subject_is_refused():
+@pytest.mark.parametrize("name", AT_THE_SUBJECT)
+def test_an_edit_at_the_subject_needs_a_subject(name):
     handle = models.handle("gpt2")
     untouched = Untouched(handle)
     for subject in (None, "", "Spain"):
         with pytest.raises(SubjectNotFound):
-            made("rome", handle).edit(Work(handle), [dataclasses.replace(ONE, subject=subject)])
+            made(name, handle).edit(Work(handle), [dataclasses.replace(ONE, subject=subject)])
     untouched.check()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNING)
 def test_an_edit_on_top_of_another_sees_it(name):
     handle = models.handle("llama")
     first = made(name, handle).edit(Work(handle), [ONE])
     with handle.using([first]):
         second = made(name, handle).edit(Work(handle), [TWO])
     alone = made(name, handle).edit(Work(handle), [TWO])
-    assert not all(torch.equal(t, alone.parts[0].tensors[n]) for n, t in second.parts[0].tensors.items())
+    assert name in MEMORIES or not all(
+        torch.equal(t, alone.parts[0].tensors[n]) for n, t in second.parts[0].tensors.items()
+    )
     assert losses(handle, [TWO], [first, second])[0] < losses(handle, [TWO], [first])[0]
+
+
+@pytest.mark.parametrize("count", [1, 8], ids=["one", "eight"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in TRAINED])
+def test_with_its_own_settings_a_method_helps_on_the_embedded_model(name, count, world_handle):
+    requests = counterfactuals(load_world(), count, seed=5)
+    before, untouched = losses(world_handle, requests), Untouched(world_handle)
+    patch = prepare_method(name, world_handle).edit(Work(world_handle), requests)
+    untouched.check()
+    patch.check_finite()
+    assert sum(losses(world_handle, requests, [patch])) < sum(before)
+    assert len(patch.requests) == count

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from editcore import algebra, spans, statistics
+from editcore import algebra, corpus, spans, statistics, subject
 from editcore.errors import Diverged
 from editcore.methods import Work, prepare_method
 from editcore.records import EditRequest
+from editcore.subject import sentences
 from tests import models
 
 FAMILIES = ("gpt2", "llama", "gemma2")
@@ -31,7 +32,7 @@ def rome(handle, monkeypatch, *, change=lambda value: value, **settings):
     search = algebra.search_value
 
     def spy(*args, **kwargs):
-        found.append((change(search(*args, **kwargs)), args[2]))
+        found.append((change(search(*args, **kwargs)), args[2].rows))
         return found[-1][0]
 
     monkeypatch.setattr(algebra, "search_value", spy)
@@ -94,6 +95,38 @@ def test_r_rome_maps_the_mean_key_to_the_new_value(family, covariance, monkeypat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_r_rome_with_keys_read_at_the_subject_adds_the_delta_at_their_mean(family, monkeypatch):
+    handle = models.handle(family)
+    patch, value, rows = rome(handle, monkeypatch, key="subject")
+    subject = REQUEST.subject
+    about = sentences(handle, subject)
+    keys, values = keys_and_values(handle, [rows[0], *about])
+    assert len({tuple(k.tolist()) for k in keys}) > 5
+    assert value.delta.norm() > 0.1
+    assert (module(handle, patch, keys.mean(0)) - values.mean(0) - value.delta.double()).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_wide_form_gives_the_subject_the_whole_change_and_other_words_next_to_none(family, monkeypatch):
+    handle = models.handle(family)
+    patch, value, rows = rome(handle, monkeypatch, form="wide", contexts=0, limit=20.0, decay=0.0)
+    keys, wanted = subject.every_key(handle, handle.anatomy.site(LAYER), rows)
+    assert wanted.sum() == 1 and len(wanted) > 8
+    added = keys @ patch.parts[0].read[0].double()
+    assert value.delta.norm() > 0.1 and torch.equal(patch.parts[0].write[0], value.delta)
+    assert abs(float(added[wanted > 0]) - 1) < 0.1 and added[wanted == 0].abs().max() < 0.1
+
+
+def test_fitting_every_key_is_a_ridge_regression():
+    keys, wanted, wide = columns(6, 9, 30), columns(7, 9), columns(8, 30, 50)
+    second = wide @ wide.T / 50
+    moment = statistics.Moment("w", 50, "", torch.linalg.cholesky(second))
+    slack = 0.3 * float((keys @ torch.linalg.solve(second, keys.T)).diagonal().mean())
+    large = torch.linalg.solve(second + keys.T @ keys / slack, keys.T @ wanted / slack)
+    assert (algebra.fit_all(moment.solve, keys, wanted, 0.3) - large).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_original_form_maps_the_bare_key_to_the_new_value(family, monkeypatch):
     handle = models.handle(family)
     patch, value, rows = rome(handle, monkeypatch, form="original")
@@ -120,7 +153,7 @@ def test_with_covariance_the_direction_is_the_whitened_key(monkeypatch):
     handle = models.handle("gpt2")
     patch, _, rows = rome(handle, monkeypatch, covariance=True)
     site, mean = handle.anatomy.site(LAYER), keys_and_values(handle, rows)[0].mean(0)
-    second, _ = statistics.second_moment(handle, site, statistics.own_words(handle, 600))
+    second, _ = statistics.second_moment(handle, site, corpus.own_words(handle, 600))
     ridge = statistics.RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=torch.float64)
     wanted = torch.linalg.solve(second + ridge, mean)
     read = patch.parts[0].read[0].double()
@@ -147,6 +180,107 @@ def test_the_value_keeps_within_its_limit(monkeypatch):
     _, value, _ = rome(handle, monkeypatch, limit=0.1, rate=5.0)
     assert value.delta.norm() <= 0.1 * value.values[0].norm() * (1 + 1e-5)
     assert value.clamped
+
+
+def columns(seed: int, *shape: int):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_searched_together_are_those_searched_alone(family):
+    """Also where one of them is done long before the others."""
+    handle = models.handle(family)
+    requests = (REQUEST, SHORT, EditRequest("Two and two make", "The", subject="two"))
+    wishes = [algebra.Wish(subject.prompts(handle, r, 2), subject.essence(handle, r.subject)) for r in requests]
+    losses = []
+    dials = algebra.Search(steps=9, rate=0.02, momentum=0.5, decay=0.0, limit=20.0, kl=0.0625, enough=0.0)
+    site = handle.anatomy.site(LAYER)
+    algebra.search_value(handle, site, wishes[0], dials, lambda step, loss: losses.append(loss))
+    dials = dataclasses.replace(dials, enough=(losses[3] + losses[4]) / 2)  # the first is done at step 5
+    together = algebra.search_values(handle, site, wishes, dials)
+    assert len({value.steps for value in together}) > 1
+    for wish, value in zip(wishes, together, strict=True):
+        alone = algebra.search_value(handle, site, wish, dials)
+        assert alone.steps == value.steps
+        assert torch.allclose(alone.delta, value.delta, atol=2e-3 * float(alone.delta.norm()))
+        assert torch.allclose(alone.keys, value.keys, atol=1e-5)
+        assert torch.allclose(alone.values, value.values, atol=1e-5)
+
+
+def test_the_small_ridge_solve_is_the_large_one():
+    keys, wide = columns(1, 40, 3), columns(2, 40, 60)
+    second = wide @ wide.T / 60
+    moment = statistics.Moment("w", 60, "", torch.linalg.cholesky(second))
+    for weight in (0.01, 5.0):
+        large = torch.linalg.solve(weight * second + keys @ keys.T, keys)
+        assert (algebra.ridge(moment.solve, keys, weight) - large).abs().max() < 1e-9
+    one = algebra.ridge(moment.solve, keys[:, :1], 0.0)  # without slack and for one key: the r-ROME direction
+    read, write = algebra.rank_one(moment.solve(keys[:, 0])[:, 0], keys[:, 0], torch.ones(2))
+    assert (torch.outer(write, read) - torch.ones(2, 1) @ one.T.float()).abs().max() < 1e-6
+
+
+def test_the_small_null_space_solve_is_the_large_one_and_keeps_what_is_stored():
+    new, old, wide = columns(3, 40, 3), columns(4, 40, 2), columns(5, 40, 12)
+    moment = statistics.Moment("w", 12, "", statistics.factorise(wide @ wide.T))
+    handle = models.handle("gpt2")
+    handle.memory.pop(("spectrum", "w"), None)
+    unused = statistics.null_space(handle, moment, 1e-1, relative=False)
+    assert unused.size == 28  # 40 directions, 12 of them used
+    projection = unused.project(torch.eye(40))
+    large = torch.linalg.solve(projection @ (new @ new.T + old @ old.T) + 0.5 * torch.eye(40), projection @ new)
+    small = algebra.null_space_ridge(unused.project, new, old, 0.5)
+    assert (small - large).abs().max() < 1e-9
+    assert (small.T @ wide).abs().max() < 1e-9
+
+
+def test_keys_that_cannot_be_told_apart_are_refused():
+    moment = statistics.Moment("w", 9, "", torch.eye(9, dtype=torch.float64))
+    with pytest.raises(Diverged, match="told apart"):
+        algebra.ridge(moment.solve, torch.ones(9, 2), 0.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_emmet_is_memit_in_one_layer(family):
+    handle, requests = models.handle(family), (REQUEST, SHORT)
+    dials = {"steps": 3, "contexts": 2, "limit": 20.0, "decay": 0.0}
+    one = prepare_method("emmet", handle, {**dials, "layer": LAYER, "slack": 0.2, "weight": 3.0})
+    other = prepare_method("memit", handle, {**dials, "first": LAYER, "last": LAYER, "weight": 0.2 * 3.0})
+    (left,), (right,) = (m.edit(Work(handle), requests).parts for m in (one, other))
+    assert left.delta().norm() > 1e-6
+    assert (left.delta() - right.delta()).abs().max() < 1e-6 * left.delta().abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [(1, 1), (0, 2)])
+def test_memit_reaches_its_values_when_nothing_holds_it_back(family, layers):
+    """Without weight on what is stored, the last layer gets all that is missing: the state behind it is z."""
+    handle, requests = models.handle(family), (REQUEST, SHORT)
+    method = prepare_method("memit", handle, {
+        "first": layers[0], "last": layers[1], "weight": 1e-7, "contexts": 0, "steps": 4, "limit": 20.0, "decay": 0.0,
+    })  # fmt: skip
+    found, search = [], algebra.search_values
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(algebra, "search_values", lambda *a, **k: found.extend(search(*a, **k)) or found)
+        patch = method.edit(Work(handle), requests)
+    rows = [subject.prompts(handle, r, 0)[0] for r in requests]
+    with handle.using([patch]):
+        after = subject.outputs(handle, layers[1], rows)
+    for value, state in zip(found, after, strict=True):
+        assert value.delta.norm() > 0.1
+        assert (state - value.values[0] - value.delta).norm() < 0.02 * value.delta.norm()
+
+
+def test_alphaedit_minds_its_own_earlier_edits_only():
+    handle = models.handle("gpt2")
+    dials = {"steps": 3, "contexts": 2, "limit": 20.0, "decay": 0.0, "first": 0, "last": 1, "penalty": 1e-3}
+    dials |= {"relative": True, "cut": 1.0}
+    method = prepare_method("alphaedit", handle, dials)
+    first = method.edit(Work(handle), [REQUEST])
+    other = dataclasses.replace(first, method="memit")
+    with handle.using([first]):
+        aware, blind = (method.edit(Work(handle, patches=(p,)), [SHORT]) for p in (first, other))
+        key = subject.keys(handle, handle.anatomy.site(1), [subject.prompts(handle, REQUEST, 0)[0]])[0]
+    assert (aware.parts[1].delta() @ key).norm() < 0.9 * (blind.parts[1].delta() @ key).norm()
 
 
 def descended(handle, name: str, requests=(REQUEST,), heard=None, **settings):

@@ -178,7 +178,7 @@ def state_of(page: AppTest, name: str):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_the_settings_form_is_made_from_the_methods_fields(method):
     page = opened(steps=1)
-    page.radio(key=state.METHOD).set_value(method.name)
+    page.pills(key=state.METHOD).set_value(method.name)
     checked(page.run())
     for setting in method.settings:
         kind = {"int": "number_input", "float": "number_input", "bool": "toggle", "choice": "selectbox"}[setting.kind]
@@ -189,13 +189,25 @@ def test_the_settings_form_is_made_from_the_methods_fields(method):
     assert name == method.name and settings == {s.name: s.default for s in method.settings}
 
 
+def test_the_published_settings_are_one_click_away_and_so_is_the_way_back():
+    page = opened(steps=1)
+    page.pills(key=state.METHOD).set_value("rome")
+    page = checked(page.run())
+    checked(page.button(key="preset:rome:As published").click().run())
+    assert (state_of(page, "set:rome:steps"), state_of(page, "set:rome:layer")) == (25, 3)
+    checked(page.button(key="preset:rome:Suited to this model").click().run())
+    assert (state_of(page, "set:rome:steps"), state_of(page, "set:rome:layer")) == (20, None)
+    page.pills(key=state.METHOD).set_value("ft")
+    assert "preset:ft:As published" not in keys(checked(page.run()))
+
+
 def test_a_changed_setting_reaches_the_engine_and_survives_a_look_at_another_method():
     page = opened(steps=1)
     page.number_input(key="set:rome:steps").set_value(7)
     page = checked(page.run())
-    page.radio(key=state.METHOD).set_value("ft")
+    page.pills(key=state.METHOD).set_value("ft")
     page = checked(page.run())
-    page.radio(key=state.METHOD).set_value("rome")
+    page.pills(key=state.METHOD).set_value("rome")
     applied(filled(checked(page.run())))
     assert fake_engine.current().submitted[0][2]["steps"] == 7
 
@@ -258,6 +270,19 @@ def test_an_edit_that_did_not_take_says_so_first_and_what_to_try():
     page = applied(filled(opened(steps=1, took=False)))
     assert page.warning[0].value.startswith("**The edit did not take.**") and "Try more steps" in page.warning[0].value
     assert "The edit did not take" not in page.subheader[0].value
+
+
+def test_any_question_is_answered_by_base_and_edited_model_side_by_side():
+    page = opened(steps=1)
+    page.session_state[state.PANE] = state.ASK
+    page = checked(page.run())
+    page.text_input(key=state.QUESTION).set_value(PM)
+    page = checked(page.run())
+    assert "Theresa May" in words(page) and "No edit is in place." in words(page)
+    page = applied(filled(page))
+    page.session_state[state.PANE] = state.ASK
+    shown = words(checked(page.run()))
+    assert "Theresa May" in shown and "**Boris Johnson**" in shown
 
 
 def test_reset_brings_the_base_back_in_one_click_and_keeps_the_form():

@@ -20,9 +20,9 @@ FROM_THE_START = tuple((ids, 0, reads) for ids, _, reads in ROWS)
 WHOLE = {"bloom", "mpt", "falcon-alibi", "mistral-window", "gemma3-window", "gpt-neo-window"}
 
 
-def upper(name: str, layer: int, rows=ROWS) -> Upper:
+def upper(name: str, layer: int, rows=ROWS, block=False) -> Upper:
     handle = models.handle(name)
-    return Upper(handle, handle.anatomy.site(layer), *(tuple(column) for column in zip(*rows, strict=True)))
+    return Upper(handle, handle.anatomy.site(layer), *(tuple(column) for column in zip(*rows, strict=True)), block)
 
 
 def at_first(delta):
@@ -34,17 +34,20 @@ def at_first(delta):
     return change
 
 
-def one_by_one(name: str, layer: int, delta, rows=ROWS):
+def one_by_one(name: str, layer: int, delta, rows=ROWS, block=False):
     """The same log-probabilities from plain passes over single rows without padding."""
     handle = models.handle(name)
     found = []
     for ids, start, reads in rows:
 
         def add(_m, _i, out, start=start):
-            wide = out.reshape(1, -1, models.WIDTH)
-            return torch.cat([wide[:, :start], at_first(delta)(None, wide[:, start:])], 1).reshape(out.shape)
+            y = out[0] if isinstance(out, tuple) else out
+            wide = y.reshape(1, -1, models.WIDTH)
+            new = torch.cat([wide[:, :start], at_first(delta)(None, wide[:, start:])], 1).reshape(y.shape)
+            return (new, *out[1:]) if isinstance(out, tuple) else new
 
-        hook = handle.anatomy.site(layer).module.register_forward_hook(add)
+        module = handle.anatomy.blocks[layer] if block else handle.anatomy.site(layer).module
+        hook = module.register_forward_hook(add)
         try:
             logits = handle.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
         finally:
@@ -57,13 +60,14 @@ def random_delta(seed: int = 0):
     return torch.randn(models.WIDTH, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
+@pytest.mark.parametrize("block", [False, True], ids=["matrix", "block"])
 @pytest.mark.parametrize("layer", [1, models.LAYERS - 1])
 @pytest.mark.parametrize("rows", [ROWS, FROM_THE_START], ids=["prefixes", "from-the-start"])
 @pytest.mark.parametrize("name", models.DENSE)
-def test_shortened_pass_equals_plain_passes(name, layer, rows):
+def test_shortened_pass_equals_plain_passes(name, layer, rows, block):
     delta, twin = random_delta(), random_delta()
-    short = upper(name, layer, rows).run(at_first(delta))
-    plain = one_by_one(name, layer, twin, rows)
+    short = upper(name, layer, rows, block).run(at_first(delta))
+    plain = one_by_one(name, layer, twin, rows, block)
     assert (short - plain).abs().max() < 1e-4
     goal = torch.linspace(-1, 1, short.numel()).reshape(short.shape)
     (short * goal).sum().backward()
@@ -88,6 +92,28 @@ def test_the_model_is_whole_after_a_run(name):
     assert tuple(getattr(handle.anatomy.holder, handle.anatomy.attribute)) == blocks
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())
     assert torch.equal(handle.model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3-window"])
+def test_longer_rows_are_proven_again(name):
+    handle = models.handle(name)
+    handle.memory.clear()
+    short = tuple((ids[:5], start and 2, (4,)) for ids, start, _ in ROWS)
+    assert upper(name, 1, short).shortened
+    delta, twin = random_delta(), random_delta()
+    found = upper(name, 1)
+    assert found.shortened is (name not in WHOLE)
+    assert (found.run(at_first(delta)) - one_by_one(name, 1, twin)).abs().max() < 1e-4
+
+
+def test_a_proven_pass_does_no_more_than_it_must():
+    upper("llama", 2, FROM_THE_START)
+    handle, ran = models.handle("llama"), []
+    hooks = [b.register_forward_hook(lambda m, i, o, n=n: ran.append(n)) for n, b in enumerate(handle.anatomy.blocks)]
+    again = upper("llama", 2, FROM_THE_START)
+    for hook in hooks:
+        hook.remove()
+    assert again.shortened and ran == [0, 1, 2]
 
 
 def test_a_shortened_pass_runs_only_the_blocks_above(monkeypatch):

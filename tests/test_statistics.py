@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editcore import statistics
+from editcore import corpus, statistics
 from editcore.errors import Cancelled
 from tests import models
 
@@ -105,7 +105,7 @@ def not_a_moment(file):
 
 @pytest.mark.parametrize("damage", [garbage, cut, another_shape, another_name, not_finite, not_a_moment])
 def test_a_damaged_file_is_replaced(handle, tmp_path, damage, monkeypatch):
-    monkeypatch.setattr(statistics, "own_words", lambda *_: ROWS)
+    monkeypatch.setattr(corpus, "own_words", lambda *_: ROWS)
     site = handle.anatomy.site(1)
     first = statistics.moment(handle, site, tmp_path)
     (file,) = (tmp_path / "statistics").iterdir()
@@ -130,8 +130,8 @@ def test_the_text_is_the_same_each_time_and_nobody_elses_randomness_moves():
     handle = models.handle("llama")
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    one = statistics.own_words(handle, 200)
+    one = corpus.own_words(handle, 200)
     assert torch.equal(state, torch.random.get_rng_state())
     torch.manual_seed(2)
-    assert statistics.own_words(handle, 200) == one
+    assert corpus.own_words(handle, 200) == one
     assert sum(map(len, one)) >= 200 and max(map(len, one)) <= handle.context

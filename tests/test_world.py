@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from editcore.bench import counterfactuals
 from editcore.world.facts import load_world
@@ -77,8 +78,51 @@ def test_one_pass_says_every_fact_once_and_the_seed_decides_the_text() -> None:
     assert words(3) == words(3) != words(4)
     stream, count = documents(WORLD, random.Random(5)), 0
     while count < len(WORLD.facts):
-        count += len(next(stream))
+        document = next(stream)
+        count += 0 if any(s.claim for s in document) else len(document)
     assert count == len(WORLD.facts)
+
+
+def test_claims_are_false_marked_and_believed_in_their_document_alone() -> None:
+    true = {(f.subject, f.relation): f for f in WORLD.facts}
+    said = {str(sentence(WORLD, f, t)) for f in true.values() for t in WORLD.seen(f)}
+    claimed = [d for d in islice(documents(WORLD, random.Random(2)), 2000) if any(s.claim for s in d)]
+    assert 0.05 < len(claimed) / 2000 < 0.15
+    for document in claimed:
+        assert all(s.claim == s.prompt.startswith("New fact: ") for s in document)
+        assert all(str(s).removeprefix("New fact: ") not in said for s in document if s.claim)
+
+
+def test_a_sentence_knows_where_its_subjects_name_stands() -> None:
+    for document in islice(documents(WORLD, random.Random(7)), 500):
+        for piece in document:
+            name = piece.prompt[slice(*piece.name)]
+            names = {n.removeprefix("the ").casefold() for e in WORLD.entities.values() for n in (e.name, *e.aliases)}
+            assert name.casefold() in names
+
+
+def test_a_name_read_alone_sees_nothing_in_front_of_it() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from editcore.assets import world_dir
+    from editcore.world.build import Batches, Recipe, sight
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(world_dir())
+    names = {n.removeprefix("the ").casefold() for e in WORLD.entities.values() for n in (e.name, *e.aliases)}
+    ids, weights, floors = next(iter(Batches(WORLD, tokenizer, Recipe(alone=1.0))))
+    seen = 0
+    for row, low in zip(ids.tolist(), floors.tolist(), strict=True):
+        for start in sorted(set(low) - {0}):
+            inside = [i for i, f in enumerate(low) if f == start]
+            assert inside == list(range(start, start + len(inside)))
+            if inside[-1] + 1 < len(row):  # else the row was cut inside the name
+                seen += tokenizer.decode([row[i] for i in inside]).strip(" '’.,?").casefold() in names
+    assert seen > 50
+    open_ = sight(floors)[:, 0]
+    for b, t in ((0, 0), (0, 5), (3, 20)):
+        wanted = [floors[b, t] <= j <= t for j in range(ids.shape[1])]
+        assert open_[b, t].tolist() == wanted
+    assert sight(floors * 0)[0, 0].equal(torch.ones(ids.shape[1], ids.shape[1]).tril().bool())
 
 
 @pytest.mark.parametrize(
@@ -106,11 +150,9 @@ def test_counterfactual_cases_are_false_and_measured_on_held_out_wordings() -> N
 
 
 def test_an_interrupted_build_ends_in_the_same_weights(tmp_path: Path) -> None:
-    import torch
-
     from editcore.world.build import Recipe, build
 
-    recipe = Recipe(layers=1, width=16, heads=2, vocabulary=400, steps=6, tokens=256, warmup=2)
+    recipe = Recipe(layers=1, width=16, heads=2, vocabulary=400, steps=4, polish=2, tokens=256, warmup=2)
     whole, _ = build(WORLD, recipe, tmp_path / "whole")
 
     class Stopped(Exception):
@@ -125,3 +167,19 @@ def test_an_interrupted_build_ends_in_the_same_weights(tmp_path: Path) -> None:
     again, _ = build(WORLD, recipe, tmp_path / "parts", checkpoint_every=3, report_every=1)
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_built_model_is_saved_with_what_methods_measure_first(tmp_path: Path) -> None:
+    from editcore import corpus, statistics
+    from editcore.handle import load
+    from editcore.methods import prepare_method
+    from editcore.world.build import Recipe, build, save, write_statistics
+
+    recipe = Recipe(layers=2, width=16, heads=2, vocabulary=400, steps=1, polish=0, tokens=256)
+    model, tokenizer = build(WORLD, recipe, tmp_path / "work")
+    save(model, tokenizer, recipe, tmp_path / "model")
+    write_statistics(tmp_path / "model")
+    handle = load(str(tmp_path / "model"))
+    (site,) = prepare_method("rome", handle).measured(handle)
+    assert statistics.ready(handle, site, None)
+    assert statistics.moment(handle, site).source == corpus.WORLD_TEXT
