@@ -262,7 +262,7 @@ def test_a_method_is_trained_from_files_and_then_works(tmp_path):
     assert about["examples"] == "edits.jsonl" and about["moved"] == 0.0
     handle.home = tmp_path
     patch = prepare_method("mend", handle).edit(Work(handle), [EditRequest("Town number 2 lies in", "Peru")])
-    assert [p.path for p in patch.parts] == [handle.anatomy.site(i).path for i in range(len(handle.anatomy.blocks))]
+    assert [p.path for p in patch.parts] == [handle.anatomy.site(i).path for i in training.default_layers(handle)]
     with pytest.raises(BadRequest, match="needs no training"):
         training.train_method(handle, "rome", tmp_path, tmp_path)
 

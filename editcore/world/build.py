@@ -278,9 +278,9 @@ def write_statistics(folder: Path) -> None:
     """Stores beside the weights what methods measure first, read on the world's own text."""
     handle = load(str(folder))
     handle.name = WORLD_NAME  # wherever it is written to, its settings are those of the embedded model
-    rows, source = corpus.rows(handle, 0)
+    rows = corpus.world_rows(handle, corpus.WORLD_TOKENS)
     needy = [method for method in METHODS if "statistics" in method.needs]
     wanted = {site.path: site for method in needy for site in prepare_method(method.name, handle).measured(handle)}
     for site in wanted.values():
         second, tokens = statistics.second_moment(handle, site, rows)
-        statistics.write(second, tokens, source, statistics.path_in(folder, handle, site))
+        statistics.write(second, tokens, corpus.WORLD_TEXT, statistics.path_in(folder, handle, site))
