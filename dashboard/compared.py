@@ -144,3 +144,15 @@ def best(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
     ran = [(overall(o.report), o) for o in outcomes if o.report]
     top = max((score for score, _ in ran), default=0.0)
     return tuple(o for score, o in ran if score >= top - 1e-9) if top > 0 else ()
+
+
+def disturbance(report: EditReport) -> float:
+    """Mean absolute change of the probability of the answers that should stay; NaN where none is probed."""
+    moves = [
+        abs(after.mean - before.mean)
+        for result in report.probes
+        if LANES[result.probe.kind] == "Unrelated"
+        for before, after in [_right(result)]
+        if before is not None and after is not None
+    ]
+    return sum(moves) / len(moves) if moves else math.nan

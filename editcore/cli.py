@@ -25,8 +25,6 @@ app = typer.Typer(
 )
 world_app = typer.Typer(no_args_is_help=True, help="The embedded model: build it from its tables, check it.")
 app.add_typer(world_app, name="world")
-app.command("train")(train)
-app.command("corpus")(corpus)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
@@ -232,7 +230,9 @@ def probe(
 
 @app.command()
 def bench(
-    method: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "rome,ft,ft-l",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Names separated by commas, or all.", show_default="rome,ft,ft-l")
+    ] = None,
     cases: Annotated[
         Path | None,
         typer.Option(help="JSON lines of cases; left out: random counterfactual edits of the embedded world."),
@@ -254,8 +254,9 @@ def bench(
     from editcore.handle import load
     from editcore.methods import METHODS, find_method
 
-    every = method.strip().lower() == "all"
-    names = [m.name for m in METHODS] if every else [find_method(n.strip()).name for n in method.split(",")]
+    wanted = [name.strip() for text in method or ("rome,ft,ft-l",) for name in text.split(",")]
+    every = [name.lower() for name in wanted] == ["all"]
+    names = [m.name for m in METHODS] if every else list(dict.fromkeys(find_method(name).name for name in wanted))
     shared = parse_settings(set_ or [])
     handle = load(model, device=device, dtype=dtype)
     world = world_of(handle)
@@ -404,6 +405,9 @@ def world_check(
     if not all(b.met for b in bars):
         raise typer.Exit(1)
 
+
+app.command("train")(train)
+app.command("corpus")(corpus)
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-out, err = Console(), Console(stderr=True)
+PIPED_WIDTH = 160  # columns where the output is no terminal: a table in a file should be whole
+
+
+def _console(stderr: bool) -> Console:
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
+
+
+out, err = _console(stderr=False), _console(stderr=True)
 LINE_SECONDS = 20  # between two lines about long work, where no bar can be drawn
 
 

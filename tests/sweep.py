@@ -22,13 +22,17 @@ GRID: dict[str, list[dict[str, object]]] = {
         {**WIDE, "momentum": 0.9, "rate": 0.5, "steps": 40, "enough": 0.02},
         {**WIDE, "momentum": 0.5, "rate": 1.0, "steps": 30, "enough": 0.03},
         {**WIDE, "momentum": 0.5, "rate": 1.0, "steps": 30, "enough": 0.05},
-        {**WIDE, "form": "r-rome", "momentum": 0.5, "rate": 1.0, "steps": 30, "enough": 0.03},
+        *(
+            {**WIDE, "form": "r-rome", "momentum": 0.5, "rate": 1.0, "steps": 30, "enough": e, "limit": limit}
+            for e, limit in ((0.03, 4.0), (0.01, 4.0), (0.01, 10.0))
+        ),
     ],
     "memit": [{**SPREAD, "momentum": m, "enough": 0.01, "weight": w} for m in (0.5, 0.7) for w in (0.1, 1.0)],
     "alphaedit": [
         {**SPREAD, "momentum": 0.7, "enough": 0.01, "penalty": 0.01, "relative": True, "cut": c} for c in (0.3, 1.0)
     ],
-    "ft": [{"layer": layer, "rate": rate} for layer in (0, 2, 4) for rate in (5e-4, 2e-3)],
+    "ft": [{"layer": layer, "rate": rate} for layer in (0, 2, 4) for rate in (5e-4, 2e-3)]
+    + [{"layer": layer, "rate": rate, "enough": 0.0} for layer in (0, 4) for rate in (5e-4, 2e-3)],  # without a stop
     "ft-l": [{"layer": 0, "distance": d} for d in (5e-4, 2e-3, 4e-3, 8e-3)],
     "ft-replay": [
         {"layer": 0, "rate": rate, "weight": weight, "rows": 24, "length": 48}
@@ -36,7 +40,11 @@ GRID: dict[str, list[dict[str, object]]] = {
     ],
     "lora": [{"layer": layer, "rate": rate} for layer in (0, 2, 4) for rate in (1e-3, 5e-3)],
     "ultraedit": [{"first": 0, "last": 5, "rate": r} for r in (5e-5, 1e-4, 2e-4)]
-    + [{"first": 3, "last": 5, "rate": r} for r in (1e-4, 3e-4)],
+    + [{"first": 3, "last": 5, "rate": r} for r in (1e-4, 1.5e-4, 3e-4)]
+    + [{"first": layer, "last": layer, "rate": r} for layer in (3, 4) for r in (2e-4, 4e-4)],
+    "mend": [{"strength": strength} for strength in (1.0, 1.2, 1.5)],
+    "enn": [{"strength": strength} for strength in (1.0, 1.2)],
+    "malmen": [{"strength": strength} for strength in (1.0, 1.2, 1.5)],
 }
 FIELDS = ("reliability", "generality", "locality", "es", "ps", "ns", "s")
 

@@ -126,7 +126,9 @@ def test_failure_ends_with_code_1(run, tmp_path):
 def test_bench_prints_one_row_for_each_method(run, tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text('{"prompt": "It is", "target_new": "so"}\n{"prompt": "", "target_new": "so"}\n')
-    code, text, _ = run("bench", "--method", "ft,ft-l", "--cases", str(cases), "--set", "steps=2", "--json")
+    code, text, _ = run(
+        "bench", "--method", "ft,ft-l", "--method", "FT", "--cases", str(cases), "--set", "steps=2", "--json"
+    )
     table = json.loads(text)
     assert code == 0 and [(r["method"], r["edits"], len(r["failures"])) for r in table["rows"]] == [
         ("ft", 1, 1), ("ft-l", 1, 1),

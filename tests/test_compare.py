@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -59,8 +60,8 @@ def test_a_sensible_set_of_methods_is_chosen_from_what_there_is():
     assert compare_page().pills(key=state.METHODS).value == NAMES
     from dashboard.views.compare import default_methods
 
-    menu = ["ft", "rome", "ft-replay", "x", "memit", "grace", "mend", "lora"]
-    assert default_methods(menu) == ["ft", "rome", "memit", "grace", "mend", "lora"]
+    menu = ["memit", "x", "y", "ft", "rome", "ft-replay", "mend", "lora"]
+    assert default_methods(menu) == ["memit", "x", "ft", "rome", "ft-replay", "mend"]
     assert default_methods(["x", "rome"]) == ["x", "rome"] and default_methods([]) == []
 
 
@@ -370,3 +371,23 @@ def test_many_probes_make_thin_rows_and_no_endless_picture():
 def test_the_best_took_and_is_beaten_by_none(outcomes):
     assert [o.method for o in compared.best(outcomes)] == ["rome"]
     assert compared.best(outcomes[1:]) == () and compared.best(()) == ()
+
+
+def test_of_several_that_did_equally_well_the_least_disturbing_is_named(outcomes):
+    from dashboard.views.compare import verdict_line
+
+    def moved_by(method: str, change: float) -> Outcome:
+        def shifted(result):
+            if result.probe.kind in ("edit", "paraphrase") or result.after.old is None:
+                return result
+            before = result.before.old
+            old = replace(result.after.old, mean=max(0.0, before.mean - change))
+            return replace(result, after=replace(result.after, old=old))
+
+        report = outcomes[0].report
+        return Outcome(method, {}, replace(report, probes=tuple(map(shifted, report.probes))))
+
+    quiet, loud = moved_by("rome", 0.0), moved_by("ft", 0.2)
+    assert compared.disturbance(quiet.report) == 0.0 < compared.disturbance(loud.report)
+    assert "ROME moved the unrelated answers least (0 % on average; FT: " in verdict_line((loud, quiet), (loud, quiet))
+    assert "least" not in verdict_line((quiet, quiet), (quiet, quiet))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +13,14 @@ from streamlit.errors import StreamlitAPIException
 
 from dashboard import charts, compared, forms, frame, request, resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import counted, duration, plain, shorten
+from dashboard.text import counted, duration, percent, plain, shorten
 from editcore.engine.contract import JobState
 from editcore.errors import EditcoreError
 from editcore.gate import check_plans
 from editcore.records import EditReport, EditRequest, MethodInfo, Outcome, to_plain
 
 POLL = 0.3  # seconds between two looks at a running comparison
-PREFERRED = ("rome", "memit", "mend", "ft", "grace", "ft-l", "lora", "ice", "alphaedit", "emmet")  # quick, unlike
+PREFERRED = ("ft", "ft-l", "ft-replay", "enn", "mend", "rome")  # one example, bounded, replayed, learned, located
 MOST_CHOSEN = 6  # methods chosen to start with
 _SAMPLE = EditRequest("The capital of France is", "Rome", "France")
 
@@ -98,7 +99,7 @@ def usable(names: Sequence[str], page: Frame) -> list[str]:
 
 
 def default_methods(names: Sequence[str]) -> list[str]:
-    """Up to six to start with: the well-known ones first, then whatever else the menu has."""
+    """Up to six to start with: the preferred ones, then whatever else the menu has."""
     wanted = [n for n in PREFERRED if n in names] + [n for n in names if n not in PREFERRED]
     return [n for n in names if n in wanted[:MOST_CHOSEN]]
 
@@ -250,7 +251,7 @@ def verdict_line(outcomes: Sequence[Outcome], winners: Sequence[Outcome]) -> str
         return "None of these edits took."
     names = [title_of(w.method) for w in winners]
     if len(winners) == len(outcomes) > 1:
-        return "All methods did equally well on this request."
+        return f"All methods did equally well on this request.{least_disturbing(winners)}"
     who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     report = winners[0].report
     right = {s: round(getattr(report.scores, s) * of) for s in ("generality", "locality")
@@ -258,7 +259,16 @@ def verdict_line(outcomes: Sequence[Outcome], winners: Sequence[Outcome]) -> str
     parts = [f"paraphrases {right['generality']} of {compared.judged(report, 'generality')}"] * ("generality" in right)
     parts += [f"unrelated {right['locality']} of {compared.judged(report, 'locality')} unmoved"] * ("locality" in right)
     alike = " (alike)" if len(names) > 1 else ""
-    return f"{who} did best{alike}: {'; '.join(['the edit took', *parts])}."
+    return f"{who} did best{alike}: {'; '.join(['the edit took', *parts])}.{least_disturbing(winners)}"
+
+
+def least_disturbing(winners: Sequence[Outcome]) -> str:
+    """Which of several that did equally well moved the unrelated answers least, as a sentence; empty if none did."""
+    found = sorted((compared.disturbance(w.report), title_of(w.method)) for w in winners if w.report)
+    shown = [percent(moved) for moved, _ in found]
+    if len(found) < 2 or math.isnan(found[0][0]) or shown[0] == shown[1]:
+        return ""
+    return f" {found[0][1]} moved the unrelated answers least ({shown[0]} on average; {found[-1][1]}: {shown[-1]})."
 
 
 def standings(job: JobState, picking: bool = False) -> None:
