@@ -17,9 +17,10 @@ _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMetho
 
 def example_chips() -> None:
     """Questions that fill the form; a chip stays lit while its question stands there."""
-    lit = state.value(state.EXAMPLE)
-    if lit is not None and state.text(state.PROMPT).strip() != EXAMPLES[lit].prompt:
-        state.set_widget(state.EXAMPLE, None)
+    prompt = state.text(state.PROMPT).strip()
+    lit = next((i for i, example in enumerate(EXAMPLES) if example.prompt == prompt), None)
+    if state.value(state.EXAMPLE) != lit:
+        state.set_widget(state.EXAMPLE, lit)
     st.pills(
         "Change what the model believes. Start with an example:", range(len(EXAMPLES)), key=state.EXAMPLE,
         format_func=lambda i: plain(EXAMPLES[i].label), on_change=use_example, wrap=True,
