@@ -12,7 +12,17 @@ from editcore.engine.contract import Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
-_SHOWN_ON: dict[JobKind, str] = {"edit": "Edit", "comparison": "Compare"}
+KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation")
+_SHOWN_ON: dict[JobKind, str] = {
+    "edit": "Its result appears on the page Edit.",
+    "comparison": "Its result appears on the page Compare.",
+    "preparation": "",
+}
+_RUNNING: dict[JobKind, str] = {
+    "edit": "An edit is running.",
+    "comparison": "A comparison is running.",
+    "preparation": "A method is being trained for this model.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +34,23 @@ class Frame:
     view: SessionState
     edit: JobState | None  # the edit this page looks at: unfinished, or the last one it knew
     comparison: JobState | None  # likewise
+    preparation: JobState | None  # likewise
 
     @property
     def running(self) -> JobState | None:
         """The unfinished job, if there is one."""
-        return next((job for job in (self.edit, self.comparison) if job and not job.finished), None)
+        jobs = (self.edit, self.comparison, self.preparation)
+        return next((job for job in jobs if job and not job.finished), None)
 
     @property
     def can_ask(self) -> bool:
         """True when the engine would answer a question at once."""
-        return self.health.state == "ready" and self.running is None
+        return self.health.state == "ready" and self.running is None and not self.training
+
+    @property
+    def training(self) -> bool:
+        """True while a method is trained, for this session or another: no question is answered meanwhile."""
+        return self.health.busy == "preparation"
 
 
 def open_page(kind: JobKind) -> Frame:
@@ -45,8 +62,7 @@ def open_page(kind: JobKind) -> Frame:
     session = state.open_session(kind)
     health = resources.health()
     view, trouble = look(session, health)
-    edit, comparison = watched(view)
-    frame = Frame(session, health, view, edit, comparison)
+    frame = Frame(session, health, view, *watched(view))
     header(session, health, view, frame.running is not None)
     with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
         if health.state != "ready":
@@ -55,6 +71,10 @@ def open_page(kind: JobKind) -> Frame:
             st.error(plain(trouble))
         if frame.running and frame.running.kind != kind:
             wait_for_job(frame.running.job)
+        elif frame.training:
+            wait_for_training()
+        if frame.preparation and frame.preparation.finished:
+            prepared(frame.preparation)
     return frame
 
 
@@ -69,13 +89,14 @@ def look(session: str, health: Health) -> tuple[SessionState, str]:
         return empty, str(error)
 
 
-def watched(view: SessionState) -> tuple[JobState | None, JobState | None]:
-    """The edit and the comparison this page looks at: the session's unfinished one, else the last one it knew."""
-    if view.job and view.job not in (state.job("edit"), state.job("comparison")):
+def watched(view: SessionState) -> tuple[JobState | None, JobState | None, JobState | None]:
+    """The edit, comparison and preparation this page looks at: the session's unfinished one, else the last it knew."""
+    if view.job and view.job not in {state.job(kind) for kind in KINDS}:
         found = poll(view.job)
         if found:
             state.watch(found.job, found.kind)
-    return known("edit"), known("comparison")
+    edit, comparison, preparation = (known(kind) for kind in KINDS)
+    return edit, comparison, preparation
 
 
 def known(kind: JobKind) -> JobState | None:
@@ -86,6 +107,8 @@ def known(kind: JobKind) -> JobState | None:
         state.watch("", kind)
     if job and job.finished and state.settled(job.job, kind):
         state.next_attempt()
+        if kind == "preparation":
+            state.forget_answers()
     return job
 
 
@@ -150,17 +173,34 @@ def wait_for_job(job_id: str) -> None:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center", key="elsewhere"):
         st.caption(
-            f":material/hourglass_top: {busy(job)} Its result appears on the page {_SHOWN_ON[job.kind]}. "
+            f":material/hourglass_top: {busy(job)} {_SHOWN_ON[job.kind]} "
             f"{plain(progress_line(job))}", width="content",
         )  # fmt: skip
         st.button("Cancel", key="cancel", icon=":material/close:", on_click=cancel, args=(job_id,))
+
+
+@st.fragment(run_every=2.0)
+def wait_for_training() -> None:
+    """A calm line while somebody else's training keeps the model."""
+    if resources.health().busy != "preparation":
+        st.rerun()
+    st.caption(f":material/hourglass_top: {_RUNNING['preparation']} Edits can be made when it is done.")
+
+
+def prepared(job: JobState) -> None:
+    """How a training ended."""
+    title = {m.name: m.title for m in resources.methods()}.get(job.methods[0], job.methods[0])
+    if job.status == "done":
+        st.success(f"{plain(title)} has been trained for this model and can edit it now.", icon=":material/check:")
+    else:
+        st.error(f"{plain(title)} was not trained. {plain(job.error)}", icon=":material/error:")
 
 
 def busy(job: JobState | None) -> str:
     """Why the engine cannot be asked now."""
     if job is None:
         return "The engine is not ready yet."
-    return "A comparison is running." if job.kind == "comparison" else "An edit is running."
+    return _RUNNING[job.kind]
 
 
 def reset(session: str) -> None:

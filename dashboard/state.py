@@ -25,7 +25,7 @@ QUESTION = "question"
 RESULT, BELIEFS, ASK = "Result", "What it believes", "Ask it"
 DEFAULT_METHOD = "rome"
 _FORM = (PROMPT, TARGET, SUBJECT, METHOD)
-_JOBS: dict[JobKind, str] = {"edit": "_job", "comparison": "_comparison"}
+_JOBS: dict[JobKind, str] = {"edit": "_job", "comparison": "_comparison", "preparation": "_preparation"}
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -277,6 +277,12 @@ def once(name: str, content: Any, make: Callable[[], Any]) -> Any:
     made = make()
     st.session_state[f"_once:{name}"] = (print_, made)
     return made
+
+
+def forget_answers() -> None:
+    """What `once` found may have changed: ask again."""
+    for name in [n for n in st.session_state if isinstance(n, str) and n.startswith("_once:")]:
+        del st.session_state[name]
 
 
 # The browser of beliefs: what its rows would fill in, and the click on one.

@@ -12,6 +12,8 @@ import string
 import unicodedata
 from difflib import SequenceMatcher
 
+from editcore import words
+
 NOT_AVAILABLE = "n/a"
 _JOINER = "\u2060"  # invisible: keeps ":word:" and "->" from being read as shortcodes after unescaping
 _PUNCTUATION = frozenset(string.punctuation)
@@ -62,13 +64,8 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, or minutes and seconds."""
-    if seconds is None or math.isnan(seconds):
-        return NOT_AVAILABLE
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    """See `words.duration`; nothing is n/a."""
+    return NOT_AVAILABLE if seconds is None else words.duration(seconds)
 
 
 def size(count: float | None) -> str:

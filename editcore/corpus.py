@@ -24,6 +24,7 @@ OWN_TEXT = "text the model wrote itself"
 LENGTH = 128  # tokens of a row
 LEAST_LINES = 20  # of a stored text
 SEED = 1
+ROWS_AT_ONCE = 32  # that a model writes
 
 
 def rows(
@@ -145,7 +146,7 @@ def own_words(
         while len(found) < count:
             if stop():
                 raise Cancelled("Stopped while the model wrote a text.", "Nothing was changed.")
-            ids = torch.full((min(32, count - len(found)), 1), start, device=handle.device)
+            ids = torch.full((min(ROWS_AT_ONCE, count - len(found)), 1), start, device=handle.device)
             try:
                 out = handle.model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,

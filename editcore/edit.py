@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from editcore import gate, measure, spans, statistics, suggest
-from editcore.errors import BadInput, BadRequest, SubjectNotFound
+from editcore import gate, measure, pace, spans, statistics, suggest
+from editcore.errors import BadInput, BadRequest, SubjectNotFound, Untrained
 from editcore.handle import Handle
+from editcore.learned import Dials
 from editcore.methods import Cost, Method, Work, prepare_method
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
+from editcore.words import duration
 from editcore.world.facts import World, load_world
 
 ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
@@ -272,6 +274,8 @@ def preflight(
         subject = request.subject or found
         source = "as given" if request.subject and request.subject != found else source
         checked = check_request(handle, request, made)
+    except Untrained as error:
+        return replace(blank, problems=(str(error),), training=pace.of_training(handle, Dials()))
     except BadInput as error:
         known_instead = suggest.nearest(request.prompt, world) if world and request.prompt.strip() else ()
         return replace(blank, problems=(str(error),), nearest=known_instead)
@@ -320,10 +324,13 @@ def _memory(handle: Handle, cost: Cost) -> int:
 
 def outlook(handle: Handle, method: Method, home: Path | None = None) -> tuple[str, float | None]:
     """What an edit by this method waits for first, in words ("": nothing), and the seconds it is expected to take."""
-    waiting = not all(statistics.ready(handle, s, home) for s in method.measured(handle))
+    waiting = [site for site in method.measured(handle) if not statistics.ready(handle, site, home)]
     done: list[float] = handle.memory.get(("seconds", method.name), [])
     usual = sorted(done)[len(done) // 2] if done else None
-    return "The first edit at this layer reads statistics first." if waiting else "", usual
+    if not waiting:
+        return "", usual
+    takes = duration(sum(pace.of_statistics(handle, site, home) for site in waiting))
+    return f"The first edit at this layer reads statistics first: about {takes}, once for this model.", usual
 
 
 def remember_seconds(handle: Handle, report: EditReport) -> None:

@@ -16,6 +16,7 @@ LONGEST_ANSWER = 2_000  # characters
 MOST_METHODS = 32  # in one comparison
 MOST_PROBES = 1_000  # paraphrases and probes together
 MOST_PROMPTS = 200  # in one probe call
+LONGEST_FILE = 5_000_000  # characters of a file of examples
 
 
 def check_text(text: Any, what: str, longest: int) -> None:
@@ -81,6 +82,21 @@ def check_plans(request: EditRequest, plans: Sequence[tuple[str, Mapping[str, An
         raise BadRequest(f"{len(plans)} methods are chosen.", f"At most {MOST_METHODS} fit.", "Choose fewer.")
     for method, settings in plans:
         check_request(request, method, settings)
+
+
+def check_examples(method: str, examples: Mapping[str, Any]) -> None:
+    """Refuse examples to train on that are too long or no text; what they say is checked when they are read.
+
+    Raises:
+        BadRequest: with the limit and what was seen.
+    """
+    check_text(method, "method name", 100)
+    for name, what in (("edits", "file of example edits"), ("locality", "text that should stay as it is")):
+        if examples.get(name):
+            check_text(examples[name], what, LONGEST_FILE)
+    steps = examples.get("steps")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 1_000_000:
+        raise BadRequest(f"{steps!r} steps were asked for.", "A whole number from 1 to 1,000,000 is needed.")
 
 
 def _same(one: str, other: str) -> bool:

@@ -178,6 +178,7 @@ class Preflight:
     warnings: tuple[str, ...] = ()
     known: bool = True  # the model is sure of its own answer
     nearest: tuple[str, ...] = ()  # prompts it does know, when it is not sure of this one
+    training: float | None = None  # seconds, where the method has to be trained for this model before any edit
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,11 @@ def moment(
     return found
 
 
+def tokens_wanted(site: Site) -> int:
+    """How many key vectors an estimate at this site is made from."""
+    return max(LEAST_TOKENS, PER_WIDTH * site.d_in)
+
+
 def ready(handle: Handle, site: Site, home: Path | None) -> bool:
     """True when no estimate is needed before an edit of `site`."""
     return ("moment", site.path) in handle.memory or any(path.exists() for path in _files(handle, site, home))
@@ -121,7 +126,7 @@ def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
 def _estimate(
     handle: Handle, site: Site, home: Path | None, report: Callable[[Progress], None], stop: Callable[[], bool]
 ) -> Moment:
-    rows, source = corpus.rows(handle, max(LEAST_TOKENS, PER_WIDTH * site.d_in), home, report, stop)
+    rows, source = corpus.rows(handle, tokens_wanted(site), home, report, stop)
     second, tokens = second_moment(handle, site, rows, report, stop)
     if home is not None:
         write(second, tokens, source, path_in(home, handle, site))

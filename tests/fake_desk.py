@@ -64,6 +64,15 @@ class FakeDesk:
             Seconds(0.1, math.nan), (), Scores(), True, f"It now says {request.target}.",
         )  # fmt: skip
 
+    def prepare(self, method, examples, report, stop):
+        for step in range(1, examples["steps"] + 1):
+            if stop():
+                raise Cancelled("Stopped.")
+            report(Progress("training", step, examples["steps"]))
+            time.sleep(float(examples["locality"] or 0))
+        if examples["edits"] == "useless":
+            raise ModelError("Nothing can be learned from this.", "", "Give other examples.")
+
     def activate(self, session, folder):
         if folder is None:
             self.active.pop(session, None)

@@ -11,7 +11,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from editcore.engine.contract import Health, JobState, Plans, SessionState, recent
@@ -74,7 +74,7 @@ MODEL = ModelInfo("world-2019", "3f9a77c1", "gpt2", 8_600_000, 8, "cpu", "no GPU
 @dataclass
 class _Job:
     session: str
-    request: EditRequest
+    request: EditRequest | None
     plans: list[tuple[str, dict[str, Any]]]
     kind: str
     started: float
@@ -92,13 +92,17 @@ class FakeEngine:
         fail: "" or an error's name; submit raises it when it is EngineBusy or bad input, else the job ends with it.
         broken: names of methods that fail in a comparison.
         outlooks: method -> what the engine says about it before a comparison.
+        untrained: methods that have to be trained first.
+        embedded: whether the model is the embedded one.
     """
 
     def __init__(self, steps: int = 20, step_seconds: float = 0.0, start_seconds: float = 0.0, took: bool = True,
                  fail: str = "", broken: tuple[str, ...] = (),
-                 outlooks: Mapping[str, Mapping[str, Any]] | None = None) -> None:  # fmt: skip
+                 outlooks: Mapping[str, Mapping[str, Any]] | None = None, untrained: Sequence[str] = (),
+                 embedded: bool = True) -> None:  # fmt: skip
         self.steps, self.step_seconds, self.took, self.fail = steps, step_seconds, took, fail
         self.broken, self.outlooks = broken, outlooks or {}
+        self.untrained, self.embedded = set(untrained), embedded
         self.ready_at = time.monotonic() + start_seconds
         self.jobs: dict[str, _Job] = {}
         self.keys: dict[tuple[str, str], str] = {}
@@ -106,12 +110,14 @@ class FakeEngine:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.submitted: list[tuple[EditRequest, str, dict[str, Any]]] = []
         self.compared: list[tuple[EditRequest, list[tuple[str, dict[str, Any]]]]] = []
+        self.prepared: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
 
     def health(self) -> Health:
         starting = time.monotonic() < self.ready_at
-        busy = "edit" if any(self._status(j) == "running" for j in self.jobs.values()) else None
-        return Health("starting" if starting else "ready", "", None if starting else MODEL, 0, busy, 120_000_000)
+        busy = next((j.kind for j in self.jobs.values() if self._status(j) == "running"), None)
+        model = replace(MODEL, embedded=self.embedded)
+        return Health("starting" if starting else "ready", "", None if starting else model, 0, busy, 120_000_000)
 
     def methods(self) -> tuple[MethodInfo, ...]:
         return METHODS
@@ -126,7 +132,10 @@ class FakeEngine:
     def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
         return self._add("comparison", session, request, [(m, dict(s)) for m, s in methods], key)
 
-    def _add(self, kind: str, session: str, request: EditRequest, plans: list[Any], key: str) -> str:
+    def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
+        return self._add("preparation", session, None, [(method, dict(examples))], key)
+
+    def _add(self, kind: str, session: str, request: EditRequest | None, plans: list[Any], key: str) -> str:
         if (session, key) in self.keys:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
@@ -136,6 +145,8 @@ class FakeEngine:
         job = secrets.token_hex(4)
         if kind == "edit":
             self.submitted.append((request, *plans[0]))
+        elif kind == "preparation":
+            self.prepared.append(plans[0])
         else:
             self.compared.append((request, plans))
         self.jobs[job] = _Job(session, request, plans, kind, time.monotonic())
@@ -147,6 +158,8 @@ class FakeEngine:
             job.ended = "done"
             if self.fail:
                 job.ended = "lost" if self.fail == "EngineError" else "failed"
+            elif job.kind == "preparation":
+                self.untrained.discard(job.plans[0][0])
             elif job.kind == "edit":
                 job.report = make_report(job.request, *job.plans[0], self.took)
                 self.applied[job.session] = job.report
@@ -159,7 +172,7 @@ class FakeEngine:
         return min(most, int((time.monotonic() - job.started) / self.step_seconds))
 
     def _outcomes(self, job: _Job) -> tuple[Outcome, ...]:
-        if job.kind == "edit":
+        if job.kind != "comparison":
             return ()
         if job.ended in ("failed", "lost"):
             return ()
@@ -217,13 +230,17 @@ class FakeEngine:
         if subject and subject not in prompt:
             problems.append(f"The subject “{subject}” is not part of the prompt. Pick words that stand in it.")
         known = prompt in KNOWN
-        return to_plain(Preflight(
+        training = None
+        if method in self.untrained:
+            training = 5400.0
+            problems.append(f"{method} has not been trained for this model.")
+        return to_plain(replace(Preflight(
             not problems, subject or found, "given" if subject else "longest known name",
             tuple(f" {w}" for w in target.split()), old, 0.98 if known else 0.07, 0.004,
             ("transformer.h.1.mlp.c_proj",), 0.4, 5_000, 61_000_000, "", tuple(problems),
             (f"The model already answers “{target}”.",) if target == old else (), known,
             () if known else tuple(KNOWN)[:3],
-        ))  # fmt: skip
+        ), training=training))  # fmt: skip
 
     def _outlook(self, request: Mapping[str, Any], methods: list[list[Any]]) -> list[dict[str, Any]]:
         blank = {"problem": "", "prepare": "", "seconds": 0.5}

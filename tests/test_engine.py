@@ -597,3 +597,47 @@ def test_importing_the_engine_imports_no_torch():
 def test_the_menu_without_torch_is_the_menu_of_the_methods(inline):
     described = menu.described_menu()
     assert inline.methods() == described and described, "run python -m editcore.engine.menu"
+
+
+# preparations ---------------------------------------------------------------------------------------------------
+
+
+def prepare(engine, session, key="p", edits="{}", pause="", steps=3):
+    return engine.prepare(session, "mend", {"edits": edits, "locality": pause, "steps": steps}, key)
+
+
+def test_a_preparation_runs_like_a_job_and_applies_nothing(engine):
+    session = new_session()
+    job = prepare(engine, session)
+    state = finish(engine, job)
+    assert (state.status, state.kind, state.methods, state.report) == ("done", "preparation", ("mend",), None)
+    assert state.sequence == 3 and not engine.session(session).edited
+    assert prepare(engine, session) == job
+
+
+def test_a_preparation_can_be_stopped_and_says_that_it_goes_on_later(engine):
+    job = prepare(engine, new_session(), pause="0.02", steps=400)
+    running(engine, job)
+    assert engine.health().busy == "preparation"
+    engine.cancel(job)
+    state = finish(engine, job)
+    assert state.status == "cancelled"
+
+
+def test_a_preparation_that_fails_says_why(engine):
+    state = finish(engine, prepare(engine, new_session(), edits="useless"))
+    assert state.status == "failed" and "Give other examples" in state.error
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ({"edits": "x" * 5_000_001, "locality": "", "steps": 1}, "5,000,001 characters"),
+        ({"edits": "x\0", "locality": "", "steps": 1}, "no text"),
+        ({"edits": "x", "locality": "", "steps": 0}, "0 steps"),
+        ({"edits": "x", "locality": ""}, "None steps"),
+    ],
+)
+def test_examples_no_method_can_learn_from_are_never_queued(engine, examples, said):
+    with pytest.raises(BadRequest, match=said):
+        engine.prepare(new_session(), "mend", examples, "k")

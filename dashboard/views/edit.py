@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import ask, beliefs, forms, frame, request, resources, results, state
+from dashboard import ask, beliefs, forms, frame, prepare, request, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import duration, percent, plain, shorten, size, token
 from editcore.errors import EditcoreError
@@ -71,6 +71,10 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
         except EditcoreError as error:
             st.warning(plain(str(error)), icon=":material/block:")
             return str(error)
+        if plan.training is not None:
+            st.warning(plain(plan.problems[0]), icon=":material/block:")
+            prepare.offer(method, plan.training, page)
+            return plan.problems[0]
         return _plan(plan)
 
 
@@ -122,6 +126,7 @@ def apply(session: str, wanted: EditRequest, method: MethodInfo, settings: dict[
         state.remember_error(type(error).__name__, str(error))
     else:
         state.watch(job, "edit")
+        state.watch("", "preparation")
     st.rerun()
 
 

@@ -38,7 +38,7 @@ from editcore.engine.inline import PROBE_TIMEOUT, wait
 from editcore.engine.queue import unknown_job
 from editcore.engine.sessions import SessionStore, check_session, home_dir
 from editcore.errors import EditcoreError, EngineError
-from editcore.gate import check_plans, check_prompts
+from editcore.gate import check_examples, check_plans, check_prompts
 from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
 
 __all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine", "SessionState"]
@@ -50,6 +50,11 @@ _REMEMBERED = 512  # jobs
 _COMPARISONS = 64  # of them
 _EVENTS = 2000  # kept per job
 _LOG_BYTES = 5_000_000  # then the log is turned over
+_AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
+    "edit": ("Nothing that was applied before is lost.", "Press Apply again."),
+    "comparison": ("The results that were there are kept.", "Press Compare again."),
+    "preparation": ("What it had learned at the last checkpoint is kept.", "Start it again with the same examples."),
+}
 RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
 logger = logging.getLogger(__name__)
 
@@ -145,13 +150,23 @@ class LocalEngine:
         """See `Engine.compare`."""
         return self._submit("comparison", session, request, methods, key)
 
-    def _submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
+    def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
+        """See `Engine.prepare`."""
+        return self._submit("preparation", session, None, [(method, examples)], key)
+
+    def _submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
         check_session(session)
-        check_plans(request, plans)
+        if request is None:
+            check_examples(*plans[0])
+        else:
+            check_plans(request, plans)
         with self._changed:
             if (session, key) in self._keys:
                 return self._keys[session, key]
-        given = {"request": to_plain(request), "plans": [[method, dict(settings)] for method, settings in plans]}
+        given = {
+            "request": request and to_plain(request),
+            "plans": [[method, dict(settings)] for method, settings in plans],
+        }
         answer, generation = self._send("submit", CONTROL_TIMEOUT, kind=kind, session=session, key=key, **given)
         job: str = wait(answer, "submit", CONTROL_TIMEOUT, lambda: self._health)
         methods = tuple(method for method, _ in plans)
@@ -288,12 +303,8 @@ class LocalEngine:
             if report is not None:
                 known.state = replace(known.state, status="done", position=0, report=report)
                 return
-            compared = known.state.kind == "comparison"
-            error = EngineError(
-                f"The worker stopped before this {known.state.kind} was done.",
-                "The results that were there are kept." if compared else "Nothing that was applied before is lost.",
-                "Press Compare again." if compared else "Press Apply again.",
-            )
+            seen = f"The worker stopped before this {known.state.kind} was done."
+            error = EngineError(seen, *_AFTER_A_LOSS[known.state.kind])
             known.state = replace(
                 known.state, status="lost", position=0, error=str(error), error_kind=wire.kind_of(error)
             )

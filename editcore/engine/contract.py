@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from editcore.records import EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
-JobKind = Literal["edit", "comparison"]
+JobKind = Literal["edit", "comparison", "preparation"]
 EngineState = Literal["starting", "ready", "failed", "restarting"]
 Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings
 FINISHED: frozenset[str] = frozenset({"done", "failed", "cancelled", "lost"})
@@ -26,13 +26,13 @@ class Health:
     message: str  # one sentence for a person; "" when there is nothing to say
     model: ModelInfo | None  # None until it is loaded
     queue: int  # jobs that wait
-    busy: str | None  # what the model is doing, in a word: "loading", "edit", "comparison"; None: nothing
+    busy: str | None  # what the model is doing, in a word: "loading", "edit" ...; None: nothing
     memory: int  # bytes the model holds, as of the last finished piece of work
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """One edit or comparison on its way, as of one poll."""
+    """One job on its way, as of one poll."""
 
     job: str
     session: str
@@ -46,7 +46,7 @@ class JobState:
     error_kind: str  # a name in `errors.BY_NAME`; "" unless failed, cancelled or lost
     seconds: float  # of work so far; 0 while queued
     kind: JobKind = "edit"
-    methods: tuple[str, ...] = ()  # an edit has one
+    methods: tuple[str, ...] = ()  # only a comparison has more than one
     outcomes: tuple[Outcome, ...] = ()  # of a comparison: one a method, in order, each as soon as it is there
 
     @property
@@ -100,6 +100,20 @@ class Engine(Protocol):
 
         Raises:
             EngineBusy, BadInput: as in `submit`.
+        """
+        ...
+
+    def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
+        """Queue the training of a method that learns to edit; returns the job id. It serves every session afterwards.
+
+        Args:
+            examples: "edits": text of a file of example edits, as JSON lines, or "" for the embedded model's own;
+                "locality": running text, or ""; "steps": most optimiser steps. Stopped and started again with the
+                same, it goes on.
+
+        Raises:
+            EngineBusy: as in `submit`.
+            BadInput: a text is missing or too long.
         """
         ...
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from editcore.edit import Before, check_request, outlook, preflight, read_before
 from editcore.engine.queue import Trial
 from editcore.errors import BadInput, EditcoreError
 from editcore.handle import Handle, load
+from editcore.learned import Dials, Heard
 from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
 from editcore.records import EditReport, EditRequest, ModelInfo, Progress, from_plain, to_plain
+from editcore.training import train_method
 
 WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
 
@@ -131,6 +136,36 @@ class Desk:
             return made
 
         return run
+
+    def prepare(
+        self,
+        method: str,
+        examples: Mapping[str, Any],
+        report: Callable[[Progress], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Trains a method on the given examples (see `Engine.prepare`); the artifact goes into the data folder."""
+
+        def listen(heard: Heard) -> None:
+            report(Progress("training", heard.step, heard.steps, heard.loss, "", heard.seconds_left))
+
+        handle = self.handle
+        print_ = hashlib.sha256(repr(sorted(examples.items())).encode()).hexdigest()[:12]
+        work = self.home / "training" / f"{handle.fingerprint}.{method}.{print_}"
+        work.mkdir(parents=True, exist_ok=True)
+
+        def file(name: str) -> Path | None:
+            if not examples.get(name):
+                return None
+            path = work / f"{name}.txt"
+            path.write_text(examples[name], encoding="utf-8")
+            return path
+
+        train_method(
+            handle, method, work, self.home, edits=file("edits"), locality=file("locality"),
+            dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
+        )  # fmt: skip
+        shutil.rmtree(work)
 
     def activate(self, session: str, folder: Path | None) -> None:
         """From now on `session` has the patch in `folder` in place; None: the base model."""

@@ -58,6 +58,10 @@ class InlineEngine:
         """See `Engine.compare`."""
         return self._room.submit("comparison", session, request, methods, key)
 
+    def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
+        """See `Engine.prepare`."""
+        return self._room.submit("preparation", session, None, [(method, examples)], key)
+
     def poll(self, job: str, after: int = 0) -> JobState:
         """See `Engine.poll`."""
         return self._room.poll(job, after)

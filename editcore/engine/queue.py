@@ -19,7 +19,7 @@ from editcore.engine.contract import FINISHED, JobKind, JobState, JobStatus, Pla
 from editcore.engine.sessions import check_session
 from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
-from editcore.gate import check_plans
+from editcore.gate import check_examples, check_plans
 from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress
 
 MOST_EDITS = 16  # jobs that wait
@@ -27,6 +27,11 @@ MOST_QUESTIONS = 64  # that wait
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
+KEPT: dict[JobKind, str] = {  # of work that was stopped
+    "edit": "nothing of it was kept",
+    "comparison": "the results that were there are kept",
+    "preparation": "started again with the same examples, it goes on where it was",
+}
 
 
 class Trial(Protocol):
@@ -75,6 +80,12 @@ class DeskLike(Protocol):
         """Read the prompts with the base model and with the session's patch."""
         ...
 
+    def prepare(
+        self, method: str, examples: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
+    ) -> None:
+        """Train a method and keep what it learned; raises Cancelled soon after stop()."""
+        ...
+
     def memory(self) -> int:
         """Bytes held by the model and its patches."""
         ...
@@ -92,14 +103,14 @@ class Question:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One edit or comparison on its way. Changed by the queue alone."""
+    """One piece of work on its way. Changed by the queue alone."""
 
     job: str
     session: str
     key: str
     kind: JobKind
-    request: EditRequest
-    plans: tuple[tuple[str, dict[str, Any]], ...]  # methods with their settings; an edit has one
+    request: EditRequest | None  # None: a preparation, which has its examples for settings
+    plans: tuple[tuple[str, dict[str, Any]], ...]  # methods with their settings; only a comparison has several
     status: JobStatus = "queued"
     events: deque[Progress] = field(default_factory=lambda: deque(maxlen=_EVENTS))
     sequence: int = 0
@@ -138,7 +149,7 @@ class WorkQueue:
 
     # anybody ---------------------------------------------------------------------------------------------------
 
-    def submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
+    def submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
         """Queue a job; the same session and key give the same one. Raises EngineBusy, BadInput, EngineError."""
         check_session(session)
         if not isinstance(key, str) or not 0 < len(key) <= 200:
@@ -148,7 +159,10 @@ class WorkQueue:
             if known:
                 return known
             self._check_open()
-            check_plans(request, plans)
+            if request is None:
+                check_examples(*plans[0])
+            else:
+                check_plans(request, plans)
             self._check_room(session)
             job = Job(secrets.token_hex(8), session, key, kind, request, tuple((m, dict(s)) for m, s in plans))
             self._jobs[job.job] = job
@@ -276,7 +290,8 @@ class WorkQueue:
                 return
             job.report = end
             self._end(job, "done", None)
-            self._durations.append(job.seconds(job.ended) / len(job.plans))
+            if job.request is not None:
+                self._durations.append(job.seconds(job.ended) / len(job.plans))
 
     # inside, with the lock held --------------------------------------------------------------------------------
 
@@ -357,5 +372,4 @@ def _open(job: Job) -> bool:
 
 
 def _stopped(kind: JobKind) -> Cancelled:
-    kept = "the results that were there are kept" if kind == "comparison" else "nothing of it was kept"
-    return Cancelled(f"The {kind} was stopped on request; {kept}.")
+    return Cancelled(f"The {kind} was stopped on request; {KEPT[kind]}.")

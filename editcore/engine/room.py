@@ -66,8 +66,8 @@ class Room:
         """How this room is."""
         return Health(self._state, self._message, self._model, self._queue.waiting(), self._busy, self._memory)
 
-    def submit(self, kind: JobKind, session: str, request: EditRequest, plans: Plans, key: str) -> str:
-        """See `Engine.submit` and `Engine.compare`."""
+    def submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
+        """See `Engine.submit`, `Engine.compare` and `Engine.prepare`."""
         return self._queue.submit(kind, session, request, plans, key)
 
     def poll(self, job: str, after: int = 0, have: int = 0) -> JobState:
@@ -131,7 +131,7 @@ class Room:
                 self._answer(desk, work)
             else:
                 self._busy = work.kind
-                (self._edit if work.kind == "edit" else self._compare)(desk, work)
+                {"edit": self._edit, "comparison": self._compare, "preparation": self._prepare}[work.kind](desk, work)
             try:
                 self._memory = desk.memory()
             except Exception:
@@ -158,6 +158,7 @@ class Room:
         try:
             folder = self._store.scratch(job.session, job.job)
             ((method, settings),) = job.plans
+            assert job.request is not None
             made = desk.edit(job.session, job.request, method, settings, report, job.stop.is_set, folder)
             self._queue.go_on(job, commit=True)
             self._queue.finish(job, self._commit(desk, job, made))
@@ -168,6 +169,7 @@ class Room:
 
     def _compare(self, desk: DeskLike, job: Job) -> None:
         try:
+            assert job.request is not None
             trial = desk.trial(job.request)
             for number, (method, settings) in enumerate(job.plans, 1):
                 self._queue.go_on(job)
@@ -176,6 +178,15 @@ class Room:
             self._queue.finish(job, None)
         except BaseException as error:
             self._queue.finish(job, _explain(error, "The comparison stopped unexpectedly", "comparison"))
+            self._check_poison(error)
+
+    def _prepare(self, desk: DeskLike, job: Job) -> None:
+        try:
+            ((method, examples),) = job.plans
+            desk.prepare(method, examples, lambda progress: self._queue.note(job, progress), job.stop.is_set)
+            self._queue.finish(job, None)
+        except BaseException as error:
+            self._queue.finish(job, _explain(error, "The preparation stopped unexpectedly", "preparation"))
             self._check_poison(error)
 
     def _try(self, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]) -> Outcome:

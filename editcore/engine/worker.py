@@ -92,7 +92,7 @@ class Server:
             case "reset":
                 return room.reset(given["session"])
             case "submit":
-                request = from_plain(EditRequest, given["request"])
+                request = from_plain(EditRequest, given["request"]) if given["request"] else None
                 plans = [(method, settings) for method, settings in given["plans"]]
                 return room.submit(given["kind"], given["session"], request, plans, given["key"])
             case "ask":

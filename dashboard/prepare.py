@@ -1,0 +1,71 @@
+"""The place where a method that learns to edit is trained for the loaded model, before its first edit."""
+
+from __future__ import annotations
+
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from dashboard import resources, state
+from dashboard.frame import Frame
+from dashboard.text import duration, plain
+from editcore.errors import BadRequest, EditcoreError
+from editcore.records import MethodInfo
+
+STEPS = 1500
+LINE = '{"prompt": "…", "target_new": "…", "paraphrases": ["…"], "probes": ["…"]}'
+
+
+def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
+    """What training needs, how long it takes, and the button.
+
+    Args:
+        seconds: expected for `STEPS` steps.
+    """
+    embedded = page.health.model is not None and page.health.model.embedded
+    title = plain(method.title)
+    st.markdown(f"**Train {title} for this model.** Once; everybody who edits this model can use it then.")
+    edits = locality = None
+    if embedded:
+        st.caption("It learns from the embedded model's own facts.")
+    else:
+        edits = st.file_uploader("Example edits, one a line, at least 20", type=["jsonl", "json", "txt"],
+                                 key=f"edits:{method.name}", help=f"Each line: `{LINE}`")  # fmt: skip
+        locality = st.file_uploader("Text that should stay as it is (optional)", type=["txt"],
+                                    key=f"locality:{method.name}")  # fmt: skip
+    steps = int(st.number_input("Most steps", 1, 1_000_000, STEPS, step=100, key=f"steps:{method.name}"))
+    st.caption(f"About {duration(seconds * steps / STEPS)} on this device, less when it stops improving. Nobody can "
+               "edit this model meanwhile. Stopped, it goes on later where it was.")  # fmt: skip
+    missing = "" if embedded or edits else "Choose a file of example edits first."
+    if st.button(f"Train {title}", key="train", icon=":material/model_training:", width="stretch",
+                 disabled=bool(missing) or not page.can_ask, help=missing or None):  # fmt: skip
+        start(page.session, method, edits, locality, steps)
+
+
+def start(
+    session: str, method: MethodInfo, edits: UploadedFile | None, locality: UploadedFile | None, steps: int
+) -> None:
+    """Hands the examples to the engine; the same click twice is one job."""
+    state.forget_error()
+    try:
+        examples = {"edits": read(edits), "locality": read(locality), "steps": steps}
+        key = state.digest([method.name, examples, state.attempt()])
+        job = resources.engine().prepare(session, method.name, examples, key)
+    except EditcoreError as error:
+        state.remember_error("", str(error))
+    else:
+        state.watch(job, "preparation")
+    st.rerun()
+
+
+def read(file: UploadedFile | None) -> str:
+    """The text of an uploaded file; "" for none.
+
+    Raises:
+        BadRequest: it is no text.
+    """
+    if file is None:
+        return ""
+    try:
+        return file.getvalue().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{file.name!r} is no text ({error.reason}).", "A text file in UTF-8 was wanted.") from error

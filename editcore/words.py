@@ -1,0 +1,18 @@
+"""Numbers as people say them. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+
+def duration(seconds: float) -> str:
+    """0.4 -> "0.4 s", 75 -> "1 min 15 s", 8000 -> "2 h 13 min"."""
+    if math.isnan(seconds):
+        return "n/a"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_ = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,125 @@
+"""Training a method before its first edit: from the page, by the engine's desk, and how long it is said to take."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from dashboard import state
+from editcore import pace, trained
+from editcore.edit import outlook, preflight
+from editcore.engine.desk import Desk
+from editcore.learned import Dials
+from editcore.methods import prepare_method
+from editcore.records import EditRequest
+from editcore.words import duration
+from tests import models
+from tests.test_page import applied, checked, filled, fresh, keys, opened, words
+
+__all__ = ["fresh"]  # the fixture that gives every test a new page
+LINES = "".join(
+    json.dumps({"prompt": f"Town {i} lies in", "target_new": "Peru", "probes": [f"River {i} is"]}) + "\n"
+    for i in range(24)
+)
+
+
+def untrained(**behaviour):
+    return filled(opened(untrained=("rome",), **behaviour))
+
+
+def test_a_method_that_has_to_learn_first_can_be_trained_from_the_page():
+    page = untrained()
+    assert page.button(key="apply").disabled
+    assert "has not been trained" in words(page) and "About 1 h 30 min" in words(page)
+    page.number_input(key="steps:rome").set_value(500)
+    checked(page.run())
+    assert "About 30 min 0 s" in words(page)
+    page.button(key="train").click()
+    page = checked(page.run())
+    assert page.success[0].value.startswith("ROME has been trained") and "train" not in keys(page)
+    assert not page.button(key="apply").disabled
+    assert "Boris Johnson" in applied(page).subheader[0].value and not page.success
+
+
+def test_for_another_model_a_file_of_examples_is_asked_for_and_handed_over():
+    page = untrained(embedded=False)
+    assert page.button(key="train").disabled and "Choose a file of example edits" in page.button(key="train").help
+    page.file_uploader(key="edits:rome").upload("edits.jsonl", LINES.encode(), "application/json")
+    page = checked(page.run())
+    page.button(key="train").click()
+    checked(page.run())
+    from tests import fake_engine
+
+    assert fake_engine.current().prepared == [("rome", {"edits": LINES, "locality": "", "steps": 1500})]
+
+
+def test_a_file_that_is_no_text_is_refused_and_nothing_starts():
+    page = untrained(embedded=False)
+    page.file_uploader(key="edits:rome").upload("edits.jsonl", b"\xff\xfe\x00", "application/json")
+    page = checked(page.run())
+    page.button(key="train").click()
+    page = checked(page.run())
+    assert "is no text" in page.error[0].value and not page.success
+
+
+def test_while_it_trains_the_page_says_so_and_it_can_be_stopped():
+    page = untrained(step_seconds=0.5)
+    page.button(key="train").click()
+    page = checked(page.run())
+    assert "being trained" in words(page) and page.button(key="apply").disabled
+    other = filled(opened("another-session-0001"))
+    assert "being trained" in words(other) and other.button(key="apply").disabled
+    page.button(key="cancel").click()
+    page = checked(page.run())
+    assert "was not trained" in page.error[0].value
+
+
+def test_a_training_that_fails_says_why_and_can_be_tried_again():
+    page = untrained(fail="Diverged")
+    page.button(key="train").click()
+    page = checked(page.run())
+    assert "ROME was not trained" in page.error[0].value and "not finite" in page.error[0].value
+    assert not page.button(key="train").disabled
+    assert page.session_state[state.PROMPT]
+
+
+# the desk behind it ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handle():
+    return models.handle.__wrapped__("gpt2")
+
+
+def test_the_desk_trains_from_two_texts_and_the_method_then_edits(handle, tmp_path):
+    asked = EditRequest("Town number 2 lies in", "Peru")
+    before = preflight(handle, asked, "mend", {}, tmp_path)
+    assert not before.ok and before.training > 0 and "editcore train mend" in before.problems[0]
+    heard = []
+    examples = {"edits": LINES, "locality": "", "steps": 2}
+    Desk(handle, tmp_path).prepare("mend", examples, heard.append, lambda: False)
+    assert [(p.stage, p.step, p.steps) for p in heard] == [("training", 1, 2), ("training", 2, 2)]
+    assert trained.path_in(tmp_path, handle, "mend").exists() and not list((tmp_path / "training").iterdir())
+    after = preflight(handle, asked, "mend", {}, tmp_path)
+    assert after.ok and after.training is None
+
+
+def test_what_is_waited_for_is_said_with_its_time(handle, tmp_path):
+    said, _ = outlook(handle, prepare_method("rome", handle), tmp_path)
+    assert "statistics" in said and "about" in said
+
+
+def test_the_time_of_a_training_grows_with_its_steps_and_is_timed_once(handle):
+    one = pace.of_training(handle, Dials(steps=100))
+    began = time.monotonic()
+    assert pace.of_training(handle, Dials(steps=200)) == pytest.approx(2 * one)
+    assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.42, "0.4 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (8000, "2 h 13 min")]
+)
+def test_durations_as_people_say_them(seconds, said):
+    assert duration(seconds) == said
