@@ -1,7 +1,7 @@
-"""Editors that are trained: what they are, and their training.
+"""What is trained to edit, and its training, on example edits that never touch the model.
 
-An editor turns the gradient of one answer into a low-rank change of several matrices. It is trained on example edits
-that never touch the model: every text of a batch has its own change in place (`gradients.changed`).
+An editor turns the gradient of one answer into a low-rank change of several matrices; while it is trained, every text
+of a batch has its own change in place (`gradients.changed`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,31 @@ from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
 from editcore.spans import Row
 
+LAST_BLOCKS = 3  # are edited, as published
 
-class Editor(nn.Module, ABC):
+
+@dataclass(frozen=True)
+class Example:
+    """One edit to learn from."""
+
+    edit: Row
+    asked: tuple[Row, ...]  # should give the new answer afterwards
+    held: tuple[Row, ...]  # should be predicted as before
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A step's loss in its parts, each a mean."""
+
+    asked: Tensor  # of the new answers
+    held: Tensor  # of what should stay
+    drift: Tensor  # of the start's own distance from the model
+
+    def total(self, dials: Dials, learner: Learner) -> Tensor:
+        return dials.edit_weight * self.asked + dials.held_weight * self.held + learner.drift_weight * self.drift
+
+
+class Learner(nn.Module, ABC):
     """The trainable part of a method, for fixed layers of one model."""
 
     drift_weight: float = 0.0  # price of the start's own distance from the model; 0: edits start from the model
@@ -35,13 +58,14 @@ class Editor(nn.Module, ABC):
         super().__init__()
         self.sites = tuple(sites)
 
-    @abstractmethod
-    def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
-        """The change each row of `batch` asks for; differentiable in the editor's parameters while training."""
+    @staticmethod
+    def usual(blocks: int) -> tuple[int, ...]:
+        """The layers, of so many, unless told otherwise: the last ones, as published."""
+        return tuple(range(max(0, blocks - LAST_BLOCKS), blocks))
 
-    def together(self, handle: Handle, batch: Texts) -> Factors:
-        """The change that all rows ask for; what `change` gives unless they are better met together."""
-        return self.change(handle, batch)
+    @abstractmethod
+    def parts(self, handle: Handle, examples: Sequence[Example], training: bool = False) -> Parts:
+        """The loss on a batch of examples; differentiable in the parameters."""
 
     @contextmanager
     def start(self) -> Iterator[None]:
@@ -56,13 +80,42 @@ class Editor(nn.Module, ABC):
         """Disjoint parameter groups for Adam."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """One edit to learn from."""
+class Editor(Learner):
+    """What turns the gradient of an answer into a change."""
 
-    edit: Row
-    asked: tuple[Row, ...]  # should give the new answer afterwards
-    held: tuple[Row, ...]  # should be predicted as before
+    @abstractmethod
+    def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
+        """The change each row of `batch` asks for; differentiable in the editor's parameters while training."""
+
+    def together(self, handle: Handle, batch: Texts) -> Factors:
+        """The change that all rows ask for; what `change` gives unless they are better met together."""
+        return self.change(handle, batch)
+
+    def parts(self, handle: Handle, examples: Sequence[Example], training: bool = False) -> Parts:
+        """Loss of the new answers and KL on what should stay, with every text's own change in place."""
+        fast = quick(handle)
+        edits = gradients.texts(handle, [e.edit for e in examples])
+        asked = [(i, row) for i, e in enumerate(examples) for row in e.asked]
+        held = [(i, row) for i, e in enumerate(examples) for row in e.held]
+        batch = gradients.texts(handle, [row for _, row in (*asked, *held)])
+        owner = torch.tensor([i for i, _ in (*asked, *held)], device=handle.device)
+        new = batch.line < len(asked)
+        with torch.no_grad():
+            before = gradients.log_probabilities(handle, batch, fast)[~new]
+        with self.start():
+            change = self.change(handle, edits, fast, training)
+            unedited = gradients.log_probabilities(handle, batch, fast)[~new] if self.drift_weight else before
+            with gradients.changed(self.sites, change.of(owner)):
+                after = gradients.log_probabilities(handle, batch, fast)
+        each = gradients.losses(after, batch)
+
+        def moved(p: Tensor, q: Tensor) -> Tensor:
+            """Mean over the held rows of KL(p || q)."""
+            near = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+            full = torch.zeros(len(batch.line), device=near.device).masked_scatter(~new, near)
+            return batch.mean_by_row(full)[len(asked) :].mean()
+
+        return Parts(each[: len(asked)].mean(), moved(unedited.detach(), after[~new]), moved(before, unedited))
 
 
 @dataclass(frozen=True)
@@ -90,52 +143,14 @@ class Heard:
     seconds_left: float
 
 
-def _quick(handle: Handle) -> bool:
+def quick(handle: Handle) -> bool:
     """Whether bfloat16 products pay."""
     return handle.device.type == "cuda" or (handle.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """A step's loss in its parts, each a mean."""
-
-    asked: Tensor
-    held: Tensor
-    drift: Tensor
-
-    def total(self, dials: Dials, editor: Editor) -> Tensor:
-        return dials.edit_weight * self.asked + dials.held_weight * self.held + editor.drift_weight * self.drift
-
-
-def _parts(handle: Handle, editor: Editor, examples: Sequence[Example], training: bool) -> _Parts:
-    fast = _quick(handle)
-    edits = gradients.texts(handle, [e.edit for e in examples])
-    asked = [(i, row) for i, e in enumerate(examples) for row in e.asked]
-    held = [(i, row) for i, e in enumerate(examples) for row in e.held]
-    batch = gradients.texts(handle, [row for _, row in (*asked, *held)])
-    owner = torch.tensor([i for i, _ in (*asked, *held)], device=handle.device)
-    new = batch.line < len(asked)
-    with torch.no_grad():
-        before = gradients.log_probabilities(handle, batch, fast)[~new]
-    with editor.start():
-        change = editor.change(handle, edits, fast, training)
-        unedited = gradients.log_probabilities(handle, batch, fast)[~new] if editor.drift_weight else before
-        with gradients.changed(editor.sites, change.of(owner)):
-            after = gradients.log_probabilities(handle, batch, fast)
-    each = gradients.losses(after, batch)
-
-    def moved(p: Tensor, q: Tensor) -> Tensor:
-        """Mean over the held rows of KL(p || q)."""
-        near = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-        full = torch.zeros(len(batch.line), device=near.device).masked_scatter(~new, near)
-        return batch.mean_by_row(full)[len(asked) :].mean()
-
-    return _Parts(each[: len(asked)].mean(), moved(unedited.detach(), after[~new]), moved(before, unedited))
-
-
 def train(
     handle: Handle,
-    editor: Editor,
+    editor: Learner,
     sample: Callable[[random.Random], Example],
     validation: Sequence[Example],
     dials: Dials,
@@ -147,6 +162,7 @@ def train(
 
         min  edit_weight * mean NLL(new answers | edited) + held_weight * mean KL(p_unedited || p_edited) [+ drift]
 
+    for an `Editor`; another learner has its own parts.
     The model's own weights take no part. The same seed gives the same examples at the same step, resumed or not.
 
     Returns:
@@ -178,7 +194,7 @@ def train(
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * min(1.0, (step + 1) / 50) * 0.5 * (1 + _cosine(step / dials.steps))
             examples = [_drawn(sample, dials, step, i) for i in range(dials.edits)]
-            loss = _parts(handle, editor, examples, training=True).total(dials, editor)
+            loss = editor.parts(handle, examples, training=True).total(dials, editor)
             if not torch.isfinite(loss):
                 raise Diverged(f"Training diverged at step {step + 1}.", "", "Lower the learning rate.")
             optimiser.zero_grad(set_to_none=True)
@@ -211,10 +227,10 @@ def _drawn(sample: Callable[[random.Random], Example], dials: Dials, step: int, 
     return sample(random.Random(f"{dials.seed}|{step}|{number}"))
 
 
-def _look(handle: Handle, editor: Editor, validation: Sequence[Example], dials: Dials) -> dict[str, float]:
+def _look(handle: Handle, editor: Learner, validation: Sequence[Example], dials: Dials) -> dict[str, float]:
     editor.eval()
     groups = [validation[i : i + dials.edits] for i in range(0, len(validation), dials.edits)]
-    found = [_parts(handle, editor, group, training=False) for group in groups]
+    found = [editor.parts(handle, group) for group in groups]
     editor.train()
     total = sum(float(p.total(dials, editor).detach()) * len(g) for p, g in zip(found, groups, strict=True))
     figures = {"validation": total / len(validation)}
@@ -224,7 +240,7 @@ def _look(handle: Handle, editor: Editor, validation: Sequence[Example], dials: 
 
 
 def _keep(
-    path: Path, editor: Editor, optimiser: torch.optim.Optimizer, done: int, best: Mapping[str, Tensor],
+    path: Path, editor: Learner, optimiser: torch.optim.Optimizer, done: int, best: Mapping[str, Tensor],
     figures: Mapping[str, float], idle: int, spent: float,
 ) -> None:  # fmt: skip
     part = path.with_suffix(".part")

@@ -16,7 +16,7 @@ from torch import Tensor
 from editcore import gradients
 from editcore.errors import ModelError, Untrained, WrongModel
 from editcore.handle import Handle
-from editcore.learned import Editor
+from editcore.learned import Editor, Learner
 from editcore.methods.base import Cost, Work
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
@@ -30,7 +30,7 @@ def path_in(folder: Path, handle: Handle, name: str) -> Path:
     return folder / "editors" / f"{handle.fingerprint}.{name}.safetensors"
 
 
-def save(path: Path, handle: Handle, name: str, editor: Editor, about: Mapping[str, Any]) -> None:
+def save(path: Path, handle: Handle, name: str, editor: Learner, about: Mapping[str, Any]) -> None:
     """Writes the editor's parameters (fp16) and what is to be known about it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -94,7 +94,7 @@ def read(path: Path, handle: Handle, name: str) -> Trained:
     return Trained(layers, state, about)
 
 
-E_ = TypeVar("E_", bound=Editor)
+E_ = TypeVar("E_", bound=Learner)
 
 
 def ready(work: Work, name: str, kind: type[E_]) -> E_:
@@ -109,7 +109,7 @@ def ready(work: Work, name: str, kind: type[E_]) -> E_:
     return made
 
 
-def _load(editor: Editor, trained: Trained, handle: Handle, name: str) -> None:
+def _load(editor: Learner, trained: Trained, handle: Handle, name: str) -> None:
     try:
         editor.load_state_dict(dict(trained.state))
     except RuntimeError as error:

@@ -13,12 +13,11 @@ import torch
 from editcore import examples, gradients, learned, trained
 from editcore.errors import BadRequest
 from editcore.handle import Handle
-from editcore.learned import Dials, Editor, Example, Heard
+from editcore.learned import Dials, Editor, Example, Heard, Learner
 from editcore.methods import METHODS, find_method
 from editcore.world.facts import load_world
 
 VALIDATION = 96  # examples
-LAST_BLOCKS = 3  # are edited, as published
 WORLD_EDITS = "random wrong answers to facts of the embedded world, on entities that are never scored"
 
 
@@ -27,10 +26,9 @@ def trainable() -> tuple[str, ...]:
     return tuple(m.name for m in METHODS if hasattr(m, "editor"))
 
 
-def default_layers(handle: Handle) -> tuple[int, ...]:
-    """The blocks a trained editor changes unless told otherwise."""
-    count = len(handle.anatomy.blocks)
-    return tuple(range(max(0, count - LAST_BLOCKS), count))
+def default_layers(handle: Handle, kind: type[Learner] = Editor) -> tuple[int, ...]:
+    """The blocks a trained editor changes or reads unless told otherwise."""
+    return kind.usual(len(handle.anatomy.blocks))
 
 
 def train_method(
@@ -58,7 +56,7 @@ def train_method(
         BadSetting: a layer does not exist.
         Cancelled, Diverged: see `learned.train`.
     """
-    kind: type[Editor] | None = getattr(find_method(name), "editor", None)
+    kind: type[Learner] | None = getattr(find_method(name), "editor", None)
     if kind is None:
         raise BadRequest(f"{name} needs no training.", f"These methods do: {', '.join(trainable())}.")
     dials = dials or Dials()
@@ -72,7 +70,7 @@ def train_method(
             "A file of edits with paraphrases and probes was wanted, one JSON object a line.",
             "Give it with --edits.",
         )
-    editor = kind([handle.anatomy.site(layer) for layer in layers or default_layers(handle)])
+    editor = kind([handle.anatomy.site(layer) for layer in layers or default_layers(handle, kind)])
     figures = learned.train(handle, editor, sample, validation, dials, work, listen, stop)
     about = {
         **figures, **dataclasses.asdict(dials), "moved": moved_by_start(handle, editor, validation),
@@ -91,7 +89,7 @@ def _world_examples(handle: Handle) -> tuple[examples.Sample, list[Example]]:
 
 
 @torch.no_grad()
-def moved_by_start(handle: Handle, editor: Editor, validation: Sequence[Example]) -> float:
+def moved_by_start(handle: Handle, editor: Learner, validation: Sequence[Example]) -> float:
     """Share of held answers whose most likely tokens change when the editor's start is put in place, without any edit.
 
     0 for editors that start from the model itself.
