@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import resources, state
-from dashboard.text import percent, plain, shorten, token
+from dashboard.text import message, percent, plain, shorten, token
 from editcore.engine.contract import Health, SessionState
 from editcore.errors import EditcoreError
 
@@ -50,6 +50,6 @@ def _answers(view: SessionState, prompt: str) -> dict[str, Any] | None:
             "asked", [prompt, edit], lambda: resources.engine().probe(view.session, [prompt])[0]
         )
     except EditcoreError as error:
-        st.warning(plain(str(error)), icon=":material/block:")
+        st.warning(message(str(error)), icon=":material/block:")
         return None
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from dashboard import resources, state, tables
-from dashboard.text import plain
+from dashboard.text import message
 from editcore.errors import EditcoreError
 from editcore.records import ModelInfo
 from editcore.suggest import question, search
@@ -64,6 +64,6 @@ def _probabilities(found: tuple[Fact, ...], model: ModelInfo | None, busy: bool)
     try:
         asked: list[dict[str, Any]] = resources.beliefs(model.fingerprint, prompts, answers)
     except EditcoreError as error:
-        st.caption(f"The probabilities could not be read: {plain(str(error))}")
+        st.caption(f"The probabilities could not be read: {message(str(error))}")
         return [None] * len(found)
     return [row["candidates"][0] for row in asked]

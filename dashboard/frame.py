@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from dashboard import resources, state
-from dashboard.text import duration, plain, shorten
+from dashboard.text import duration, message, plain, shorten
 from editcore.engine.contract import Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
 
@@ -68,7 +68,7 @@ def open_page(kind: JobKind) -> Frame:
         if health.state != "ready":
             wait_for_engine()
         if trouble:
-            st.error(plain(trouble))
+            st.error(message(trouble))
         if frame.running and frame.running.kind != kind:
             wait_for_job(frame.running.job)
         elif frame.training:
@@ -158,11 +158,11 @@ def wait_for_engine() -> None:
     if health.state == "ready":
         st.rerun()
     if health.state == "failed":
-        st.error(plain(health.message or "The engine could not start."), icon=":material/error:")
+        st.error(message(health.message or "The engine could not start."), icon=":material/error:")
         return
     words = "The engine is starting" if health.state == "starting" else "The engine is being restarted"
     with st.container(horizontal=True, key="starting"):
-        st.caption(f":material/hourglass_top: {words}. You can already fill in the form. {plain(health.message)}")
+        st.caption(f":material/hourglass_top: {words}. You can already fill in the form. {message(health.message)}")
 
 
 @st.fragment(run_every=0.5)
@@ -193,7 +193,7 @@ def prepared(job: JobState) -> None:
     if job.status == "done":
         st.success(f"{plain(title)} has been trained for this model and can edit it now.", icon=":material/check:")
     else:
-        st.error(f"{plain(title)} was not trained. {plain(job.error)}", icon=":material/error:")
+        st.error(f"{plain(title)} was not trained. {message(job.error)}", icon=":material/error:")
 
 
 def busy(job: JobState | None) -> str:
@@ -219,7 +219,7 @@ def cancel(job_id: str) -> None:
     try:
         resources.engine().cancel(job_id)
     except EditcoreError as error:
-        st.toast(plain(str(error)))
+        st.toast(message(str(error)))
 
 
 def progress_line(job: JobState) -> str:

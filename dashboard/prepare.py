@@ -9,7 +9,7 @@ from dashboard import resources, state
 from dashboard.frame import Frame
 from dashboard.text import duration, plain
 from editcore.errors import BadRequest, EditcoreError
-from editcore.records import MethodInfo
+from editcore.records import EXAMPLE_CHARACTERS, MethodInfo
 
 STEPS = 1500
 LINE = '{"prompt": "…", "target_new": "…", "paraphrases": ["…"], "probes": ["…"]}'
@@ -19,11 +19,12 @@ def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
     """What training needs, how long it takes, and the button.
 
     Args:
-        seconds: expected for `STEPS` steps.
+        seconds: expected for `STEPS` steps on examples of `EXAMPLE_CHARACTERS`.
     """
     embedded = page.health.model is not None and page.health.model.embedded
     title = plain(method.title)
-    st.markdown(f"**Train {title} for this model.** Once; everybody who edits this model can use it then.")
+    st.markdown(f"**{title} has to be trained for this model first.** Once; everybody who edits this model can use it "
+                "then.")  # fmt: skip
     edits = locality = None
     if embedded:
         st.caption("It learns from the embedded model's own facts.")
@@ -33,8 +34,9 @@ def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
         locality = st.file_uploader("Text that should stay as it is (optional)", type=["txt"],
                                     key=f"locality:{method.name}")  # fmt: skip
     steps = int(st.number_input("Most steps", 1, 1_000_000, STEPS, step=100, key=f"steps:{method.name}"))
-    st.caption(f"About {duration(seconds * steps / STEPS)} on this device, less when it stops improving. Nobody can "
-               "edit this model meanwhile. Stopped, it goes on later where it was.")  # fmt: skip
+    usual = read_length(edits) / EXAMPLE_CHARACTERS if edits else 1.0
+    st.caption(f"About {duration(seconds * usual * steps / STEPS)} on this device, less when it stops improving. "
+               "Nobody can edit this model meanwhile. Stopped, it goes on later where it was.")  # fmt: skip
     missing = "" if embedded or edits else "Choose a file of example edits first."
     if st.button(f"Train {title}", key="train", icon=":material/model_training:", width="stretch",
                  disabled=bool(missing) or not page.can_ask, help=missing or None):  # fmt: skip
@@ -55,6 +57,12 @@ def start(
     else:
         state.watch(job, "preparation")
     st.rerun()
+
+
+def read_length(file: UploadedFile) -> float:
+    """Mean length of a file's lines, characters."""
+    lines = [line for line in file.getvalue().splitlines() if line.strip()]
+    return sum(map(len, lines)) / max(1, len(lines))
 
 
 def read(file: UploadedFile | None) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard import resources, results, state, tables
 from dashboard.examples import EXAMPLES
 from dashboard.frame import Frame
-from dashboard.text import percent, plain
+from dashboard.text import message, percent, plain
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
 from editcore.records import EditRequest, Probe, from_plain
@@ -76,9 +76,9 @@ def sound(prompt: str, target: str) -> bool:
 
 def error_beside(place: str) -> None:
     """The last refused click, next to what caused it."""
-    kind, message = state.error()
-    if message and _BESIDE.get(kind, "") == place:
-        st.error(plain(message), icon=":material/error:")
+    kind, error = state.error()
+    if error and _BESIDE.get(kind, "") == place:
+        st.error(message(error), icon=":material/error:")
 
 
 def old_answer(prompt: str, page: Frame) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import streamlit as st
 
+from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EngineError
 from editcore.records import MethodInfo
@@ -36,7 +37,12 @@ def engine() -> Engine:
         return made
     from editcore.engine import LocalEngine
 
-    return LocalEngine(model=os.environ.get("EDITCORE_MODEL", "world-2019"))
+    return LocalEngine(model=model_name())
+
+
+def model_name() -> str:
+    """The model this page is opened on, as it was asked for."""
+    return os.environ.get("EDITCORE_MODEL", WORLD_NAME)
 
 
 def health() -> Health:

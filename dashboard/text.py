@@ -34,6 +34,18 @@ def plain(text: str) -> str:
     return "".join(_literal(c, after) for c, after in zip(shown, f"{shown[1:]} ", strict=False))
 
 
+def message(text: str) -> str:
+    """`plain`, but what stands between two backticks in a message of ours is a command and shown as one."""
+    parts = re.split(r"`([^`\n]+)`", text)
+    return "".join(f"`{visible(part)}`" if number % 2 else _keep_ends(part) for number, part in enumerate(parts))
+
+
+def _keep_ends(text: str) -> str:
+    """`plain` without stripping: the text has neighbours."""
+    start, end = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return f"{start}{plain(text)}{end if text.strip() else ''}"
+
+
 def _literal(letter: str, after: str) -> str:
     escaped = f"\\{letter}" if letter in _PUNCTUATION else letter
     joined = letter in ":<" or (letter in _SHORTCODE and after in _SHORTCODE)

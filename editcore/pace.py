@@ -11,11 +11,12 @@ from editcore import corpus
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.learned import Dials
+from editcore.records import EXAMPLE_CHARACTERS
 from editcore.statistics import tokens_wanted
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
-BACKWARD = 2.0  # times a pass forward
-READ_TWICE, READ_ONCE = 9, 4  # texts of a usual example: kept still (before and after), and asked or edited
+CHARACTERS = 4.0  # of a token
+PASSES = 4.0  # forward, with backward counted as two, over every text of an example
 
 
 @torch.no_grad()
@@ -49,10 +50,9 @@ def _timed(handle: Handle, ids: torch.Tensor) -> float:
 
 
 def of_training(handle: Handle, dials: Dials) -> float:
-    """Seconds a training is expected to take if it runs to its last step."""
+    """Seconds a training on examples of usual length is expected to take if it runs to its last step."""
     token, _ = seconds_of_tokens(handle)
-    texts = READ_TWICE * (2 + BACKWARD) + READ_ONCE * (1 + BACKWARD)
-    return dials.steps * dials.edits * texts * TRIED[1] * token
+    return dials.steps * dials.edits * PASSES * EXAMPLE_CHARACTERS / CHARACTERS * token
 
 
 def of_statistics(handle: Handle, site: Site, home: Path | None) -> float:

@@ -158,6 +158,9 @@ class Progress:
     seconds_left: float | None = None
 
 
+EXAMPLE_CHARACTERS = 600  # of a usual example to learn from, all its texts together
+
+
 @dataclass(frozen=True, slots=True)
 class Preflight:
     """What is known before the click."""

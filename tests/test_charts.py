@@ -186,3 +186,9 @@ def test_a_lone_hyphen_is_shown_as_it_is_and_arrows_stay_apart():
         shown = text.plain(f"a {arrow} b").replace("\\", "")
         assert shown.replace("\u2060", "") == f"a {arrow} b" and arrow not in shown
     assert ":smile:" not in text.plain(":smile:").replace("\\", "")
+
+
+def test_a_command_in_a_message_is_shown_as_one_and_nothing_else_is_markup():
+    assert text.message("Run `editcore train mend`.") == "Run `editcore train mend`\\."
+    assert text.message("an odd ` and *that*") == text.plain("an odd ` and *that*")
+    assert "$x$" not in text.message("$x$ `y`")

@@ -32,7 +32,7 @@ def untrained(**behaviour):
 def test_a_method_that_has_to_learn_first_can_be_trained_from_the_page():
     page = untrained()
     assert page.button(key="apply").disabled
-    assert "has not been trained" in words(page) and "About 1 h 30 min" in words(page)
+    assert "has to be trained" in words(page) and "About 1 h 30 min" in words(page)
     page.number_input(key="steps:rome").set_value(500)
     checked(page.run())
     assert "About 30 min 0 s" in words(page)

@@ -13,7 +13,7 @@ from streamlit.errors import StreamlitAPIException
 
 from dashboard import charts, compared, forms, frame, request, resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import counted, duration, percent, plain, shorten
+from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
 from editcore.errors import EditcoreError
 from editcore.gate import check_plans
@@ -127,7 +127,7 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
         told = told or state.once("outlook", asked, lambda: resources.engine().ask(
             "outlook", resources.PATIENCE, request=asked[0], methods=[list(plan) for plan in plans]))  # fmt: skip
     except EditcoreError as error:
-        st.caption(f":material/info: {plain(str(error))}")
+        st.caption(f":material/info: {message(str(error))}")
         return
     seconds = [row["seconds"] for row in told if not row["problem"]]
     known = f", about {duration(sum(seconds))}" if seconds and None not in seconds else ""
@@ -177,7 +177,7 @@ def outcome(page: Frame) -> None:
         return
     if job.status in ("failed", "lost"):
         words = "The engine was lost during the comparison." if job.status == "lost" else "The comparison stopped."
-        st.error(f"{words} {plain(job.error)}", icon=":material/error:")
+        st.error(f"{words} {message(job.error)}", icon=":material/error:")
     elif job.status == "cancelled":
         kept = f"{counted(len(job.outcomes), 'result')} of {len(job.methods)} kept." if job.outcomes else ""
         st.info(f"Cancelled. {kept}", icon=":material/cancel:")
@@ -240,7 +240,9 @@ def verdict(job: JobState) -> None:
     with st.container(key="verdict"):
         st.subheader(plain(verdict_line(job.outcomes, winners)), anchor=False)
     for failed in (o for o in job.outcomes if o.report is None):
-        st.warning(f"**{plain(title_of(failed.method))}** did not run. {plain(failed.error)}", icon=":material/report:")
+        st.warning(
+            f"**{plain(title_of(failed.method))}** did not run. {message(failed.error)}", icon=":material/report:"
+        )
 
 
 def verdict_line(outcomes: Sequence[Outcome], winners: Sequence[Outcome]) -> str:

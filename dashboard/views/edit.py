@@ -9,7 +9,8 @@ import streamlit as st
 
 from dashboard import ask, beliefs, forms, frame, prepare, request, resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import duration, percent, plain, shorten, size, token
+from dashboard.text import duration, message, percent, plain, shorten, size, token
+from editcore.assets import WORLD_NAME
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
 from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
@@ -69,10 +70,9 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
             plan = from_plain(Preflight, told or state.once("preflight", asked, lambda: resources.engine().ask(
                 "preflight", resources.PATIENCE, request=asked[0], method=method.name, settings=settings)))  # fmt: skip
         except EditcoreError as error:
-            st.warning(plain(str(error)), icon=":material/block:")
+            st.warning(message(str(error)), icon=":material/block:")
             return str(error)
         if plan.training is not None:
-            st.warning(plain(plan.problems[0]), icon=":material/block:")
             prepare.offer(method, plan.training, page)
             return plan.problems[0]
         return _plan(plan)
@@ -80,7 +80,7 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
 
 def _plan(plan: Preflight) -> str:
     for problem in plan.problems:
-        st.warning(plain(problem), icon=":material/block:")
+        st.warning(message(problem), icon=":material/block:")
     if plan.problems:
         _nearest(plan.nearest)
         return plan.problems[0]
@@ -100,7 +100,7 @@ def _plan(plan: Preflight) -> str:
     takes = f"about {duration(plan.seconds)}, " if plan.seconds is not None else ""
     st.caption(f"{where}; {takes}{size(plan.memory)} more memory, a patch of {size(plan.bytes)}.")
     for line in (*plan.warnings, *((plan.prepare,) if plan.prepare else ())):
-        st.caption(f":material/info: {plain(line)}")
+        st.caption(f":material/info: {message(line)}")
     return ""
 
 
@@ -136,7 +136,7 @@ def apply(session: str, wanted: EditRequest, method: MethodInfo, settings: dict[
 def pane(page: Frame) -> None:
     """Progress and result, the facts the model knows, or a question to it."""
     health, view, busy = page.health, page.view, page.running is not None
-    embedded = health.model is None or health.model.embedded
+    embedded = health.model.embedded if health.model else resources.model_name() == WORLD_NAME
     names = [state.RESULT, *([state.BELIEFS] if embedded else []), state.ASK]
     if not state.known(state.PANE) or state.value(state.PANE) not in names:
         state.set_widget(state.PANE, state.RESULT if view.edited or page.edit or not embedded else state.BELIEFS)
@@ -159,7 +159,7 @@ def outcome(page: Frame) -> None:
         return
     if job and job.status in ("failed", "lost"):
         words = "The engine was lost during the edit." if job.status == "lost" else "The edit stopped."
-        st.error(f"{words} {plain(job.error)} Nothing of it was kept.", icon=":material/error:")
+        st.error(f"{words} {message(job.error)} Nothing of it was kept.", icon=":material/error:")
     elif job and job.status == "cancelled":
         st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
     if view.reports:
