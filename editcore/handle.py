@@ -27,6 +27,7 @@ from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached
 from editcore.prompts import reading
 from editcore.records import ModelInfo
+from editcore.scope import EditMemory
 from editcore.spans import Row, encode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,7 +111,7 @@ class Handle:
     @property
     def remembers(self) -> bool:
         """True while a patch is in place that looks at whole prompts."""
-        return any(isinstance(part, Codebook | Side) for p in self.standing for part in p.parts)
+        return any(isinstance(part, Codebook | Side | EditMemory) for p in self.standing for part in p.parts)
 
     def row(self, prompt: str, answer: str = "", subject: str | None = None) -> Row:
         """Prompt and answer in tokens, as the model is to read them now: behind the header in place.

@@ -27,6 +27,7 @@ from editcore.errors import Diverged, PatchError, WrongModel
 from editcore.memory import Codebook, Gate, Header, Shelf, Side
 from editcore.prompts import being_read
 from editcore.records import PatchInfo
+from editcore.scope import EditMemory, Router
 
 FORMAT = 1
 
@@ -104,10 +105,12 @@ class Dense:
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
 
-Part = LowRank | Dense | Codebook | Side | Header
+Part = LowRank | Dense | Codebook | Side | Header | EditMemory
 KINDS: dict[str, type[Part]] = {
     "low_rank": LowRank, "dense": Dense, "codebook": Codebook, "side": Side, "header": Header,
+    "edit_memory": EditMemory,
 }  # fmt: skip
+BESIDE = (Header, EditMemory)  # change no module's output by themselves
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Patch:
         """Bytes, modules, rank, norms (relative to the edited matrices)."""
         ranks = [part.rank for part in self.parts]
         norm = math.hypot(*(part.norm() for part in self.parts)) * abs(self.strength)
-        paths = tuple(part.path for part in self.parts if part.path)
+        paths = tuple(part.path for part in self.parts if not isinstance(part, BESIDE))
         base = math.hypot(*(float(model.get_submodule(path).weight.float().norm()) for path in paths))  # type: ignore[operator]
         return PatchInfo(
             bytes=self.bytes,
@@ -229,8 +232,9 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
     grouped: dict[str, list[tuple[LowRank | Dense | Codebook | Side, float]]] = {}
     for patch in patches:
         for part in patch.parts:
-            if not isinstance(part, Header):  # a text in front is put there by `Handle.row`
+            if not isinstance(part, BESIDE):  # a text in front is put there by `Handle.row`
                 grouped.setdefault(part.path, []).append((part, patch.strength))
+    memories = [(part, p.strength) for p in patches for part in p.parts if isinstance(part, EditMemory)]
     hooks = []
     try:
         for path, parts in grouped.items():
@@ -240,6 +244,7 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
             device = module.weight.device
             hook = _hook(module, [(p.to(device), s) for p, s in parts])  # type: ignore[arg-type]
             hooks.append(module.register_forward_hook(hook))
+        hooks += Router(model, memories).hooks()
         yield
     finally:
         for hook in hooks:
