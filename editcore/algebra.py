@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from editcore.anatomy import Site
+from editcore.anatomy import Site, attention_output
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.resume import Upper, reads_of
+from editcore.resume import Change, Upper, reads_of
 from editcore.spans import Row
 
 NOT_ENOUGH = 0.7  # nats: a search that ends above this has not made the answer likely
@@ -107,6 +107,9 @@ class Search:
     limit: float
     kl: float
     enough: float
+    attention: bool = False  # search a second delta too, on the output of the block's attention
+    eased: float = 1.0  # weight of the answer's loss once the answer is the most likely one behind every context
+    calm: float | None = None  # nats: then also done, if the KL term (without its weight) is at most this
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ def search_values(
 
     (Meng et al. 2022, Eq. 4) by Adam, delta = 0 at first; after each step ||delta|| <= limit * ||v||. The KL term is
     read on the essence at its subject's last token. The requests share their passes and nothing else: each stops at
-    its own `enough`, with what it would have found alone.
+    its own `enough` (or `calm`), with what it would have found alone.
+
+    With `attention`, a second delta on the attention's output is searched jointly, with decay and bound of its own
+    (Li et al. 2024); it takes part in the search only.
 
     Args:
         listen: called with (step, mean loss of the requests that are not done) after each pass; may raise to stop.
@@ -153,31 +159,44 @@ def search_values(
     """
     every = [row for wish in wishes for row in (*wish.rows, wish.essence)]
     reads = [r for w in wishes for r in (*(reads_of(row) for row in w.rows), (w.essence.subject or 0,))]
-    upper = Upper(handle, site, tuple(r.ids for r in every), tuple(r.subject or 0 for r in every), tuple(reads), block)
+    beside = _attention(handle, site) if dials.attention else None
+    upper = Upper(
+        handle, site, tuple(r.ids for r in every), tuple(r.subject or 0 for r in every), tuple(reads), block, beside
+    )
     counts = [len(wish.rows) + 1 for wish in wishes]
     first = [sum(counts[:i]) for i in range(len(counts))]
     owner = torch.repeat_interleave(torch.arange(len(wishes)), torch.tensor(counts)).to(handle.device)
-    original = upper.y[:, 0].float()
-    sizes = original[first].norm(dim=1)
-    delta = torch.zeros(len(wishes), site.d_out, device=handle.device, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=dials.rate, betas=(dials.momentum, 0.999))
+    outputs = [upper.y] if upper.y_beside is None else [upper.y, upper.y_beside]
+    original = outputs[0][:, 0].float()
+    sizes = [y[first, 0].float().norm(dim=1) for y in outputs]
+    deltas = [torch.zeros(len(wishes), y.shape[-1], device=handle.device, requires_grad=True) for y in outputs]
+    optimiser = torch.optim.Adam(deltas, lr=dials.rate, betas=(dials.momentum, 0.999))
 
-    def change(_x: Tensor, y: Tensor) -> Tensor:
-        moved = (y[:, :1].float() + delta[owner][:, None]).to(y.dtype)
-        return torch.cat([moved, y[:, 1:]], 1)
+    def adding(delta: Tensor) -> Change:
+        def change(_x: Tensor, y: Tensor) -> Tensor:
+            moved = (y[:, :1].float() + delta[owner][:, None]).to(y.dtype)
+            return torch.cat([moved, y[:, 1:]], 1)
 
+        return change
+
+    settles = dials.eased != 1.0 or dials.calm is not None
     found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
     before: tuple[Tensor, ...] | None = None
     for step in range(dials.steps):
-        parts = torch.split(upper.run(change), [len(r) for r in reads])
+        parts = torch.split(upper.run(*map(adding, deltas)), [len(r) for r in reads])
         said = [parts[i + n - 1] for i, n in zip(first, counts, strict=True)]
-        before = before or tuple(out.detach() for out in said)  # delta is still zero in the first pass
-        losses = torch.stack([
-            target_loss(torch.cat(parts[i : i + n - 1]), wish.rows).mean()
-            + dials.kl * torch.nn.functional.kl_div(old, now, log_target=True, reduction="sum")
-            for i, n, wish, old, now in zip(first, counts, wishes, before, said, strict=True)
-        ]) + dials.decay * delta.norm(dim=1) / sizes**2  # fmt: skip
-        reached = losses.detach().tolist()
+        before = before or tuple(out.detach() for out in said)  # every delta is still zero in the first pass
+        answers = [torch.cat(parts[i : i + n - 1]) for i, n in zip(first, counts, strict=True)]
+        missed = torch.stack([target_loss(a, w.rows).mean() for a, w in zip(answers, wishes, strict=True)])
+        moved = torch.stack([
+            torch.nn.functional.kl_div(old, now, log_target=True, reduction="sum")
+            for old, now in zip(before, said, strict=True)
+        ])  # fmt: skip
+        held = dials.kl * moved + sum(
+            dials.decay * d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)
+        )
+        reached, apart = (missed + held).detach().tolist(), moved.detach().tolist()
+        most_likely = [settles and _first_everywhere(a, w.rows) for a, w in zip(answers, wishes, strict=True)]
         open_ = [i for i in range(len(wishes)) if i not in found]
         listen(step + 1, sum(reached[i] for i in open_) / len(open_))
         if not all(math.isfinite(reached[i]) for i in open_):
@@ -185,21 +204,39 @@ def search_values(
                 f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
             )
         for i in open_:
-            if reached[i] < dials.enough or step == dials.steps - 1:
-                found[i] = delta[i].detach().clone(), reached[i], step
+            calm = dials.calm is not None and most_likely[i] and apart[i] <= dials.calm
+            if reached[i] < dials.enough or calm or step == dials.steps - 1:
+                found[i] = deltas[0][i].detach().clone(), reached[i], step
         if len(found) == len(wishes):
             break
         optimiser.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        weights = torch.tensor([dials.eased if likely else 1.0 for likely in most_likely], device=handle.device)
+        (weights * missed + held).sum().backward()
         optimiser.step()
         with torch.no_grad():
-            delta.mul_((dials.limit * sizes / delta.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
+            for d, size in zip(deltas, sizes, strict=True):
+                d.mul_((dials.limit * size / d.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
     values = []
     for i, (start, count) in enumerate(zip(first, counts, strict=True)):
         mine, (change_, loss, steps) = slice(start, start + count - 1), found[i]
-        clamped = bool(change_.norm() >= 0.999 * dials.limit * sizes[i])
+        clamped = bool(change_.norm() >= 0.999 * dials.limit * sizes[0][i])
         values.append(Value(change_, upper.x[mine, 0].float(), original[mine], loss, steps, clamped))
     return values
+
+
+def _attention(handle: Handle, site: Site) -> nn.Module:
+    """The linear map that ends the attention of the site's block."""
+    key = ("attention", site.layer)
+    if key not in handle.memory:
+        handle.memory[key] = attention_output(handle.model, handle.anatomy.blocks[site.layer], site.d_out)
+    found: nn.Module = handle.memory[key]
+    return found
+
+
+def _first_everywhere(log_probabilities: Tensor, rows: Sequence[Row]) -> bool:
+    """True when every answer token of every row is the most likely one; arguments as for `target_loss`."""
+    ids = torch.tensor([i for row in rows for i in row.answer], device=log_probabilities.device)
+    return bool((log_probabilities.argmax(1) == ids).all())
 
 
 def ridge(solve: Callable[[Tensor], Tensor], keys: Tensor, weight: float) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from editcore.errors import BadSetting, ModelError
 
 LINEAR = (nn.Linear, Conv1D)
+MOVED = 1e-3  # relative change of an input that is no rounding
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,45 @@ def _adds(model: Any, block: nn.Module, site: Site) -> bool:
     moved = seen[1] - seen[0]
     slack = 1e-3 if moved.dtype == torch.float32 and next(block.parameters()).dtype == torch.float32 else 0.05
     return bool((moved - push.to(moved)).abs().max() <= slack * max(1.0, float(seen[0].abs().max())))
+
+
+def attention_output(model: Any, block: nn.Module, width: int) -> nn.Module:
+    """The last linear map of a block's attention, whose output is what attention adds.
+
+    It is the first linear map of the block with an output of `width` whose input at one token depends on what the
+    block reads at another: queries, keys and values do not, and what comes later is no longer attention. Blocks where
+    attention and MLP stand side by side are no exception. Four tokens are run through the model twice.
+
+    Raises:
+        ModelError: the block holds no such map.
+    """
+    read: list[list[tuple[nn.Module, Tensor]]] = []
+
+    def note(m: nn.Module, args: tuple[Tensor, ...], _o: Any) -> None:
+        if _shape(m)[1] == width:
+            read[-1].append((m, args[0].reshape(-1, args[0].shape[-1])[-1].float()))
+
+    def push(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[:, 0] += torch.linspace(-1, 1, hidden.shape[-1]).to(hidden) * hidden.abs().max()
+        return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+    hooks = [m.register_forward_hook(note) for m in block.modules() if isinstance(m, LINEAR)]
+    try:
+        for pushed in (False, True):
+            if pushed:
+                hooks.append(block.register_forward_pre_hook(push, with_kwargs=True))
+            read.append([])
+            _run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (module, plain), (_, moved) in zip(*read, strict=True):
+        if (moved - plain).abs().max() > MOVED * plain.abs().max():
+            found: nn.Module = module
+            return found
+    raise ModelError(
+        f"No linear map of output width {width} in {type(block).__name__} sees other tokens.",
+        "The output of the block's attention was wanted.",
+        "Use a method that edits without it, such as memit.",
+    )

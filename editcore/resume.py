@@ -23,6 +23,7 @@ from editcore.prompts import reading
 from editcore.spans import Row
 from editcore.trace import Stop
 
+Change = Callable[[Tensor, Tensor], Tensor]  # input and output of a module -> its new output
 TOLERANCE = 2e-3  # largest difference of log-probabilities between the shortened and the plain pass, nats
 
 
@@ -70,8 +71,10 @@ class Upper:
     starts: tuple[int, ...]  # per row: the first position the change can touch
     reads: tuple[tuple[int, ...], ...]  # per row: positions whose next-token logits are wanted
     block: bool = False  # y is the output of the whole block, the residual stream, instead of the site's
+    beside: nn.Module | None = None  # a linear map earlier in the same block whose output may be changed as well
     x: Tensor = field(init=False)  # site input at the tail [rows, tail, d_in], model dtype
     y: Tensor = field(init=False)  # output at the tail [rows, tail, d_out]
+    y_beside: Tensor | None = field(init=False, default=None)  # output of `beside` at the tail [rows, tail, its width]
     shortened: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +119,7 @@ class Upper:
     @property
     def first(self) -> int:
         """The first block that runs in a shortened pass."""
-        above = self.block or self.handle.anatomy.additive[self.site.layer]
+        above = self.beside is None and (self.block or self.handle.anatomy.additive[self.site.layer])
         return self.site.layer + 1 if above else self.site.layer
 
     @torch.no_grad()
@@ -128,6 +131,9 @@ class Upper:
 
         def at_site(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             seen["x"], seen["y"] = args[0], out
+
+        def at_beside(_m: nn.Module, _args: Any, out: Tensor) -> None:
+            seen["beside"] = out
 
         def at_block(_m: nn.Module, _args: Any, out: Any) -> None:
             seen["out"] = out[0] if isinstance(out, tuple) else out
@@ -143,6 +149,8 @@ class Upper:
             block.register_forward_hook(at_block),
             block.register_forward_pre_hook(into_block, with_kwargs=True),
         ]
+        if self.beside is not None:
+            hooks.append(self.beside.register_forward_hook(at_beside))
         plain, cache = None, None
         reads = self._read_full if check else self._read_full[-1:] * len(self._read_full)
         try:
@@ -156,6 +164,7 @@ class Upper:
         shape = (len(self.rows), self._ids.shape[1], -1)
         self.x = seen["x"].reshape(shape)[tail]
         self.y = seen["out" if self.block else "y"].reshape(shape)[tail]
+        self.y_beside = None if self.beside is None else seen["beside"].reshape(shape)[tail]
         into = seen["out"] if self.first > self.site.layer else seen["in"]
         self._hidden = into[tail]
         self._rest = self._hidden - self.y if self.first > self.site.layer else None
@@ -201,15 +210,22 @@ class Upper:
         slack = TOLERANCE if self.handle.dtype == torch.float32 else 0.3
         return bool(difference.ndim and likely.any() and difference[likely].max() < slack)
 
-    def run(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in `change`."""
-        return self._shortened(change) if self.shortened else self._whole(change)
+    def run(self, change: Change, beside: Change | None = None) -> Tensor:
+        """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in the changes.
 
-    def _shortened(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        Args:
+            beside: what becomes of the output of `self.beside`, in the same way.
+        """
+        return self._shortened(change, beside) if self.shortened else self._whole(change, beside)
+
+    def _shortened(self, change: Change, beside: Change | None = None) -> Tensor:
         positions = self._index
         cache = _Prefix(self._kept, self._prefix) if self._prefix else None
         if self._rest is None:
-            with self._standing_in(self._hidden, self.site.layer), self._hooked(self._unflattened(change)):
+            with (
+                self._standing_in(self._hidden, self.site.layer),
+                self._hooked(self._unflattened(change), beside and self._unflattened(beside)),
+            ):
                 return self._call(
                     self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
                 )[0]
@@ -219,12 +235,18 @@ class Upper:
                 self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
             )[0]
 
-    def _unflattened(self, change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def _unflattened(self, change: Change) -> Change:
         """`change` for a site that some families (OPT) run on [rows * tail, width]."""
         shape = (len(self.rows), self._index.shape[1], -1)
         return lambda x, y: change(x.reshape(shape), y.reshape(shape)).reshape(y.shape)
 
-    def _whole(self, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _whole(self, change: Change, beside: Change | None = None) -> Tensor:
+        with self._hooked(self._at_tail(change), beside and self._at_tail(beside)):
+            return self._call(self._ids, self._mask, None, None, use_cache=False, reads=self._read_full)[0]
+
+    def _at_tail(self, change: Change) -> Change:
+        """`change` for whole rows, of which it sees the tails."""
+
         def at_tail(x: Tensor, y: Tensor) -> Tensor:
             shape = (len(self.rows), self._ids.shape[1], -1)
             wide = y.reshape(shape)
@@ -234,25 +256,30 @@ class Upper:
             b, t = torch.nonzero(real, as_tuple=True)
             return wide.index_put((b, self._index[b, t]), new[b, t]).reshape(y.shape)
 
-        with self._hooked(at_tail):
-            return self._call(self._ids, self._mask, None, None, use_cache=False, reads=self._read_full)[0]
+        return at_tail
 
     def _tail_lengths(self) -> Tensor:
         return torch.tensor([len(r) - s for r, s in zip(self.rows, self.starts, strict=True)], device=self._ids.device)
 
     @contextmanager
-    def _hooked(self, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-        def replace(_m: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-            y = out[0] if isinstance(out, tuple) else out
-            new = change(y if self.block else args[0], y)
-            return (new, *out[1:]) if isinstance(out, tuple) else new
+    def _hooked(self, change: Change, beside: Change | None) -> Iterator[None]:
+        def replaced(change: Change, block: bool) -> Any:
+            def replace(_m: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+                y = out[0] if isinstance(out, tuple) else out
+                new = change(y if block else args[0], y)
+                return (new, *out[1:]) if isinstance(out, tuple) else new
+
+            return replace
 
         module = self.handle.anatomy.blocks[self.site.layer] if self.block else self.site.module
-        hook = module.register_forward_hook(replace)
+        hooks = [module.register_forward_hook(replaced(change, self.block))]
+        if beside is not None and self.beside is not None:
+            hooks.append(self.beside.register_forward_hook(replaced(beside, False)))
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def _standing_in(self, hidden: Tensor, first: int) -> Iterator[None]:

@@ -24,6 +24,9 @@ def spread(
     method: dials.Searching,
     requests: Sequence[EditRequest],
     adjust: Callable[[Site, Tensor], Tensor],
+    search: algebra.Search | None = None,
+    inside: bool = False,
+    share: Callable[[int], float] = float,
 ) -> Patch:
     """All requests together, a share of the way in each layer (Meng et al. 2023, Algorithm 1).
 
@@ -36,13 +39,16 @@ def spread(
 
     Args:
         adjust: gives [d_in, n] for a site and its keys K [d_in, n].
+        search: dials of the value search, when they are more than `dials.search` reads off the method.
+        inside: z and H are outputs of the matrix itself wherever it writes to.
+        share: what R is divided by when so many layers are left.
 
     Raises:
         SubjectNotFound: a request has no subject, or it is not in its prompt.
         Diverged: a search or an update is not finite.
         Cancelled: stopped between two steps.
     """
-    handle, layers = work.handle, method.layers(work.handle)
+    handle, layers, search = work.handle, method.layers(work.handle), search or dials.search(method)
     last = layers[-1]
     prompts = [subject.prompts(handle, request, method.contexts) for request in requests]
     wishes = [
@@ -50,7 +56,7 @@ def spread(
         for request, rows in zip(requests, prompts, strict=True)
     ]
     wanted = torch.cat([
-        _values(work, wishes[begin : begin + TOGETHER], dials.search(method), last, begin, len(wishes))
+        _values(work, wishes[begin : begin + TOGETHER], search, last, begin, len(wishes), inside)
         for begin in range(0, len(wishes), TOGETHER)
     ])  # fmt: skip
     bare = [rows[0] for rows in prompts]
@@ -59,7 +65,7 @@ def spread(
         work.check()
         site = handle.anatomy.site(layer)
         with handle.using([made_by(method, handle, parts, ())]):
-            missing = (wanted - subject.outputs(handle, last, bare)) / (len(layers) - done)
+            missing = (wanted - subject.outputs(handle, last, bare, inside)) / share(len(layers) - done)
             keys = mean_keys(handle, site, requests, prompts, method.key)
         parts.append(LowRank(site.path, adjust(site, keys.T).T.float().contiguous(), missing.float()))
     patch = made_by(method, handle, parts, requests)
@@ -106,7 +112,13 @@ def cost(method: dials.Searching, handle: Handle) -> Cost:
 
 
 def _values(
-    work: Work, wishes: Sequence[algebra.Wish], search: algebra.Search, layer: int, done: int, count: int
+    work: Work,
+    wishes: Sequence[algebra.Wish],
+    search: algebra.Search,
+    layer: int,
+    done: int,
+    count: int,
+    inside: bool,
 ) -> Tensor:
     """What each request wants to see at the layer [wishes, d]; `done` of `count` requests were searched before."""
 
@@ -116,7 +128,7 @@ def _values(
         work.check()
 
     handle, end = work.handle, done + len(wishes)
-    site, block = handle.anatomy.site(layer), handle.anatomy.additive[layer]
+    site, block = handle.anatomy.site(layer), handle.anatomy.additive[layer] and not inside
     values = algebra.search_values(handle, site, wishes, search, listen, block=block)
     if any(value.clamped and value.loss > algebra.NOT_ENOUGH for value in values):
         work.notes.append("A new value reached its length limit; a higher limit may be needed.")

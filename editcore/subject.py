@@ -72,13 +72,14 @@ def every_key(handle: Handle, site: Site, rows: Sequence[Row]) -> tuple[Tensor, 
     return seen["keys"].reshape(*ids.shape, -1)[kept].double(), wanted[kept]
 
 
-def outputs(handle: Handle, layer: int, rows: Sequence[Row]) -> Tensor:
+def outputs(handle: Handle, layer: int, rows: Sequence[Row], inside: bool = False) -> Tensor:
     """The residual stream behind block `layer` at each row's subject [rows, d], fp32.
 
-    The output of the block's site instead, where that does not enter the residual stream unchanged.
+    The output of the block's site instead, where that does not enter the residual stream unchanged, and with `inside`.
     """
     anatomy = handle.anatomy
-    module = anatomy.blocks[layer] if anatomy.additive[layer] else anatomy.site(layer).module
+    behind = anatomy.additive[layer] and not inside
+    module = anatomy.blocks[layer] if behind else anatomy.site(layer).module
     return _at_subjects(handle, rows, module, inputs=False)
 
 

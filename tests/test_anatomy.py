@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from editcore.anatomy import study
+from editcore.anatomy import attention_output, study
 from editcore.errors import BadSetting, ModelError
 from tests import models
 
@@ -34,6 +34,23 @@ def test_the_down_projection_of_every_block_is_found(name):
 @pytest.mark.parametrize("name", models.DENSE)
 def test_a_norm_or_a_factor_behind_the_site_is_noticed(name):
     assert set(models.handle(name).anatomy.additive) == {name not in NOT_ADDITIVE}
+
+
+@pytest.mark.parametrize("layer", [0, models.LAYERS - 1])
+@pytest.mark.parametrize("name", models.DENSE)
+def test_the_output_of_attention_is_found_whether_or_not_it_stands_beside_the_mlp(name, layer):
+    handle = models.handle(name)
+    block = handle.anatomy.blocks[layer]
+    found = attention_output(handle.model, block, models.WIDTH)
+    (path,) = [n for n, module in block.named_modules() if module is found]
+    assert "att" in path and path.rpartition(".")[2] in ("c_proj", "out_proj", "o_proj", "dense")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())
+
+
+def test_a_block_without_attention_has_no_output_of_it():
+    handle = models.handle("llama")
+    with pytest.raises(ModelError, match="No linear map of output width 32 in LlamaMLP sees other tokens"):
+        attention_output(handle.model, handle.anatomy.blocks[1].mlp, models.WIDTH)
 
 
 @pytest.mark.parametrize("name", models.DENSE)

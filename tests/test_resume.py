@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from editcore.anatomy import attention_output
 from editcore.resume import Upper
 from tests import models
 
@@ -73,6 +74,33 @@ def test_shortened_pass_equals_plain_passes(name, layer, rows, block):
     (short * goal).sum().backward()
     (plain * goal).sum().backward()
     assert (delta.grad - twin.grad).norm() < 1e-4 * twin.grad.norm()
+
+
+@pytest.mark.parametrize("rows", [ROWS, FROM_THE_START], ids=["prefixes", "from-the-start"])
+@pytest.mark.parametrize("name", models.DENSE)
+def test_attention_and_mlp_changed_in_one_pass_are_what_plain_passes_give(name, rows):
+    handle, deltas, twins = models.handle(name), [random_delta(i) for i in (0, 1)], [random_delta(i) for i in (0, 1)]
+    beside = attention_output(handle.model, handle.anatomy.blocks[1], models.WIDTH)
+    found = Upper(handle, handle.anatomy.site(1), *(tuple(c) for c in zip(*rows, strict=True)), beside=beside)
+    assert found.shortened is (name not in WHOLE)
+    short = found.run(*map(at_first, deltas))
+    plain = []
+    for row in rows:  # the second change is in place while the first is made
+
+        def add(_m, _i, out, start=row[1]):
+            wide = out.reshape(1, -1, models.WIDTH)
+            return torch.cat([wide[:, :start], at_first(twins[1])(None, wide[:, start:])], 1).reshape(out.shape)
+
+        hook = beside.register_forward_hook(add)
+        plain.append(one_by_one(name, 1, twins[0], (row,)))
+        hook.remove()
+    assert (short - torch.cat(plain)).abs().max() < 1e-4
+    goal = torch.linspace(-1, 1, short.numel()).reshape(short.shape)
+    (short * goal).sum().backward()
+    (torch.cat(plain) * goal).sum().backward()
+    for delta, twin in zip(deltas, twins, strict=True):
+        assert twin.grad.norm() > 0
+        assert (delta.grad - twin.grad).norm() < 1e-4 * twin.grad.norm()
 
 
 @pytest.mark.parametrize("name", models.DENSE)
