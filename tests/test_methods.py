@@ -26,6 +26,7 @@ QUICK = {
     "rome": {**SEARCH, "layer": 1, "covariance": False},
     "emmet": {**SEARCH, **WEAK, "layer": 1},
     "memit": {**SPREAD, **WEAK},
+    "pmet": {**SPREAD, **WEAK},
     "alphaedit": {**SPREAD, "relative": True, "cut": 1.0, "penalty": 1e-3},
     "grace": {"layer": 1, "start": "warm", "rate": 0.1},
     "wise": {"layer": 1, "contexts": 0, "rate": 0.3, "relative": True, "alpha": 0.1, "beta": 0.2, "gamma": 0.1},
@@ -199,7 +200,7 @@ def test_text_values_mean_what_they_say():
     handle = models.handle("gpt2")
     rome = prepare_method("ROME", handle, {"covariance": "no", "steps": "7", "rate": "1e-2", "layer": "auto"})
     assert (rome.covariance, rome.steps, rome.rate, rome.layer) == (False, 7, 0.01, None)
-    with pytest.raises(UnknownMethod, match="rome, emmet, memit, alphaedit, ft, ft-l"):
+    with pytest.raises(UnknownMethod, match="rome, emmet, memit, pmet, alphaedit, ft, ft-l"):
         find_method("magic")
 
 

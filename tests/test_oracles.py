@@ -270,6 +270,60 @@ def test_memit_reaches_its_values_when_nothing_holds_it_back(family, layers):
         assert (state - value.values[0] - value.delta).norm() < 0.02 * value.delta.norm()
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("family", ("gptj", *FAMILIES))
+def test_pmet_writes_towards_the_matrix_own_value_by_the_root_of_the_layers_left(family, attention):
+    """Each layer gets what is missing at the last one, divided so; the last gets all of it and reaches the value."""
+    handle, requests = models.handle(family), (REQUEST, SHORT)
+    method = prepare_method("pmet", handle, {
+        "first": 0, "last": 2, "weight": 1e-7, "contexts": 0, "steps": 4, "limit": 20.0, "decay": 0.0, "kl": 0.1,
+        "attention": attention,
+    })  # fmt: skip
+    found, search = [], algebra.search_values
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(algebra, "search_values", lambda *a, **k: found.extend(search(*a, **k)) or found)
+        patch = method.edit(Work(handle), requests)
+    rows = [subject.prompts(handle, r, 0)[0] for r in requests]
+    wanted = torch.stack([value.values[0] + value.delta for value in found])
+    for done, part in enumerate(patch.parts):
+        with handle.using([dataclasses.replace(patch, parts=patch.parts[:done])]):
+            missing = wanted - subject.outputs(handle, 2, rows, inside=True)
+        assert torch.allclose(part.write * (len(patch.parts) - done) ** 0.5, missing, atol=1e-4)
+    with handle.using([patch]):
+        after = subject.outputs(handle, 2, rows, inside=True)
+    for value, want, state in zip(found, wanted, after, strict=True):
+        assert value.delta.norm() > 0.1
+        assert (state - want).norm() < 0.02 * value.delta.norm()
+
+
+@pytest.mark.parametrize("family", ("gptj", *FAMILIES))
+def test_pmet_without_attention_and_memit_agree_in_one_layer(family):
+    """There the matrix's value and the residual stream behind it differ by what does not move."""
+    handle, requests = models.handle(family), (REQUEST, SHORT)
+    dials = {"first": LAYER, "last": LAYER, "steps": 4, "contexts": 2, "limit": 50.0, "decay": 0.0}
+    dials |= {"rate": 0.5, "kl": 0.5, "enough": 0.0, "weight": 0.5}
+    own = {"eased": 1.0, "calm": 0.0}
+    (memit,) = prepare_method("memit", handle, dials).edit(Work(handle), requests).parts
+    for attention, same in ((False, True), (True, False)):
+        (part,) = prepare_method("pmet", handle, {**dials, **own, "attention": attention}).edit(
+            Work(handle), requests
+        ).parts  # fmt: skip
+        apart = (part.delta() - memit.delta()).abs().max() / memit.delta().abs().max()
+        assert bool(apart < 1e-3) is same
+
+
+def test_a_search_is_eased_and_ends_once_the_answer_is_the_most_likely_one():
+    handle = models.handle("llama")
+    rows = [spans.Row((7, 8, 9, answer), start=3, subject=2) for answer in (300, 300)]  # one token right behind
+    wish = algebra.Wish(rows, subject.essence(handle, SHORT.subject))
+    dials = algebra.Search(steps=40, rate=0.5, momentum=0.5, decay=0.0, limit=50.0, kl=0.0, enough=0.0)
+    site, ends = handle.anatomy.site(models.LAYERS - 1), {}
+    for name, calm, eased in (("calm", 1e9, 1.0), ("restless", -1.0, 1.0), ("eased", -1.0, 0.0)):
+        ends[name] = algebra.search_value(handle, site, wish, dataclasses.replace(dials, calm=calm, eased=eased))
+    assert ends["calm"].steps < ends["restless"].steps == ends["eased"].steps == 39
+    assert ends["restless"].loss < min(ends["eased"].loss, ends["calm"].loss) - 0.5
+
+
 def test_alphaedit_minds_its_own_earlier_edits_only():
     handle = models.handle("gpt2")
     dials = {"steps": 3, "contexts": 2, "limit": 20.0, "decay": 0.0, "first": 0, "last": 1, "penalty": 1e-3}

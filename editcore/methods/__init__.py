@@ -20,6 +20,7 @@ from editcore.methods.lora import LoRA
 from editcore.methods.malmen import MALMEN
 from editcore.methods.memit import MEMIT
 from editcore.methods.mend import MEND
+from editcore.methods.pmet import PMET
 from editcore.methods.rome import ROME
 from editcore.methods.ultraedit import UltraEdit
 from editcore.methods.wise import WISE
@@ -30,6 +31,7 @@ METHODS: tuple[type[Method], ...] = (
     ROME,
     EMMET,
     MEMIT,
+    PMET,
     AlphaEdit,
     FT,
     FTL,
