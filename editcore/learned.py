@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editcore import gradients
+from editcore import gradients, halves
 from editcore.anatomy import Site
 from editcore.errors import Cancelled, Diverged
 from editcore.gradients import Factors, Texts
@@ -93,7 +93,7 @@ class Editor(Learner):
 
     def parts(self, handle: Handle, examples: Sequence[Example], training: bool = False) -> Parts:
         """Loss of the new answers and KL on what should stay, with every text's own change in place."""
-        fast = quick(handle)
+        fast = halves.pay(handle.device)
         edits = gradients.texts(handle, [e.edit for e in examples])
         asked = [(i, row) for i, e in enumerate(examples) for row in e.asked]
         held = [(i, row) for i, e in enumerate(examples) for row in e.held]
@@ -141,11 +141,6 @@ class Heard:
     loss: float  # training loss, nats
     validation: float | None  # mean loss on the validation examples at the last look
     seconds_left: float
-
-
-def quick(handle: Handle) -> bool:
-    """Whether bfloat16 products pay."""
-    return handle.device.type == "cuda" or (handle.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
 def train(

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from editcore import corpus, statistics
+from editcore import corpus, halves, statistics
 from editcore.assets import WORLD_NAME
 from editcore.handle import load
 from editcore.methods import METHODS, prepare_method
@@ -192,13 +192,8 @@ def sight(floors: Tensor) -> Tensor:
     return ((place <= place[:, None]) & (place >= floors[..., None]))[:, None]
 
 
-def _halves(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster here: on a GPU, and on a CPU with matrix units for them."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-
-
 def _loss(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor, floors: Tensor) -> Tensor:
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=_halves(ids.device)):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=halves.pay(ids.device)):
         logits = model(input_ids=ids, attention_mask=sight(floors)).logits
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
