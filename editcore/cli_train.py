@@ -16,7 +16,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="mend or enn.")],
+    method: Annotated[str, typer.Argument(help="mend, malmen, enn or ke.")],
     model: Model = WORLD_NAME,
     edits: Annotated[
         Path | None, typer.Option(help="JSON lines of edits, as `bench` reads them; the embedded world has its own.")
@@ -35,7 +35,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Trains a method that learns to edit (MEND, ENN), once per model."""
+    """Trains a method that learns to edit (MEND, MALMEN, ENN, KE), once per model."""
     from editcore.engine import home_dir
     from editcore.handle import load
     from editcore.learned import Dials, Heard

@@ -13,6 +13,7 @@ from editcore.bench import counterfactuals
 from editcore.errors import BadRequest, Cancelled, ModelError, Untrained, WrongModel
 from editcore.methods import Work, prepare_method
 from editcore.methods.enn import ENNEditor
+from editcore.methods.ke import KEEditor
 from editcore.methods.malmen import MALMENEditor
 from editcore.methods.mend import MENDEditor
 from editcore.patch import LowRank, Patch, attached
@@ -86,6 +87,65 @@ def test_mend_starts_as_the_normalised_gradient_and_every_part_can_learn():
     together = [p for group in editor.groups(1e-3) for p in group["params"]]
     assert len({id(p) for p in together}) == len(together), "no parameter learns at two rates"
     assert {id(p) for p in together} == {id(p) for p in editor.parameters() if p.requires_grad}
+
+
+def told(handle):
+    """A KE editor that says something of its own about every text."""
+    editor, random = KEEditor([handle.anatomy.site(LAYER)]), torch.Generator().manual_seed(5)
+    editor.calibrate(handle, [batch(handle)])
+    for parameter in editor.outer.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)
+    return editor
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt-post-norm"])
+def test_ke_in_factors_is_the_masked_gradient_and_one_rank_more(family):
+    handle, seen = models.handle(family), []
+    editor, site = told(handle), handle.anatomy.site(LAYER)
+    editor.requires_grad_(False)
+    editor.outer[0].register_forward_hook(lambda m, i, o: seen.append(o))
+    made = editor.change(handle, batch(handle))
+    raw, _ = gradients.gradients(handle, editor.sites, batch(handle))
+    dense = raw.write[0].mT @ raw.read[0] / editor.size
+    d_out, d_in = site.d_out, site.d_in
+    for i, said in enumerate(seen[0]):
+        alpha, beta, gamma, delta, eta = torch.split(said, [d_out, d_out, d_in, d_in, 1])
+        mask = torch.outer(d_out * alpha.softmax(0), gamma)
+        more = torch.outer(d_out * beta.softmax(0), delta) / (d_in * d_out) ** 0.5
+        wanted = editor.log_step.exp() * eta.sigmoid() * (mask * dense[i] + more)
+        assert torch.allclose(made.write[0][i].T @ made.read[0][i], wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert len({tuple(said.tolist()) for said in seen[0]}) == len(ROWS)
+
+
+def test_ke_starts_as_plain_descent_and_every_part_can_learn():
+    handle = models.handle("llama")
+    first = KEEditor([handle.anatomy.site(LAYER)])
+    first.calibrate(handle, [batch(handle)])
+    raw, _ = gradients.gradients(handle, first.sites, batch(handle))
+    gradient = raw.write[0].mT @ raw.read[0]
+    assert gradient.flatten(1).norm(dim=1).mean() == pytest.approx(float(first.size), rel=1e-4)
+    made = first.change(handle, batch(handle))
+    step = 0.5 * first.log_step.exp() / first.size
+    assert torch.allclose(made.write[0].mT @ made.read[0], -step * gradient, atol=1e-6)
+    editor = told(handle)
+    made = editor.change(handle, batch(handle))
+    sum(t.square().sum() for t in (*made.read, *made.write)).backward()
+    learning = {n: p for n, p in editor.named_parameters() if p.requires_grad}
+    assert {id(p) for group in editor.groups(1e-3) for p in group["params"]} == {id(p) for p in learning.values()}
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learning.values())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_what_ke_says_about_a_text_depends_on_prompt_and_answer_and_on_no_other_text(family):
+    handle = models.handle(family)
+    editor = told(handle).requires_grad_(False)
+    every = editor.change(handle, batch(handle))
+    for i, row in enumerate(ROWS):
+        alone = editor.change(handle, batch(handle, [row]))
+        change = every.write[0][i].T @ every.read[0][i]
+        assert torch.allclose(alone.write[0][0].T @ alone.read[0][0], change, atol=1e-5 * float(change.abs().max()))
+    first, second = (editor.last_states(handle, batch(handle, [("Rome lies in", a)]), False) for a in ("Peru", "Asia"))
+    assert (first - second).abs().max() > 1e-3
 
 
 def test_enn_differentiates_through_its_steps():
@@ -199,7 +259,7 @@ def test_without_training_the_command_is_named():
         prepare_method("enn", models.handle.__wrapped__("gpt2"))
 
 
-@pytest.mark.parametrize("name", ["mend", "enn"])
+@pytest.mark.parametrize("name", ["mend", "enn", "ke"])
 def test_several_requests_are_the_sum_of_their_edits(name):
     handle = models.handle("llama")
     school(handle, name)

@@ -34,6 +34,7 @@ QUICK = {
     "mend": {},
     "malmen": {},
     "enn": {},
+    "ke": {},
     "ultraedit": {"first": 0, "last": 1, "rate": 1e-4},
 }
 AT_THE_SUBJECT = tuple(m.name for m in METHODS if "subject" in m.needs)

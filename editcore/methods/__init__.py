@@ -16,6 +16,7 @@ from editcore.methods.ft_l import FTL
 from editcore.methods.ft_replay import FTReplay
 from editcore.methods.grace import GRACE
 from editcore.methods.ice import ICE
+from editcore.methods.ke import KE
 from editcore.methods.lora import LoRA
 from editcore.methods.malmen import MALMEN
 from editcore.methods.memit import MEMIT
@@ -40,6 +41,7 @@ METHODS: tuple[type[Method], ...] = (
     MEND,
     MALMEN,
     ENN,
+    KE,
     UltraEdit,
     GRACE,
     WISE,
