@@ -18,6 +18,7 @@ _HOMES = {
     "load": "editcore.handle",
     "load_patch": "editcore.patch",
     "run_edit": "editcore.edit",
+    "run_edits": "editcore.edit",
     "suggested": "editcore.edit",
 }
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from editcore import __version__
 from editcore.assets import WORLD_NAME
+from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
-from editcore.records import EditReport, EditRequest, Probe, Scores, to_plain
+from editcore.records import EditRequest, Probe, to_plain
 from editcore.terminal import bar, err, out, show_json
 
 app = typer.Typer(
@@ -86,8 +86,9 @@ def dashboard(
 
 @app.command()
 def edit(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the model is asked.")],
-    target: Annotated[str, typer.Option("--target", "-t", help="The corrected answer.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the model is asked.")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="The corrected answer.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="Instead: JSON lines of edits that are made together.")] = None,
     model: Model = WORLD_NAME,
     method: Annotated[str, typer.Option(help="See `editcore methods`.")] = "rome",
     subject: Annotated[str | None, typer.Option(help="The name the fact is about; found when left out.")] = None,
@@ -102,27 +103,36 @@ def edit(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Edits one belief and reports what moved; paraphrases and probes are proposed when none are given."""
+    """Edits one belief, or many together, and reports what moved; what it is checked by is proposed when not given."""
     settings = parse_settings(set_ or [])
     if save is not None and save.exists():
         raise BadRequest(f"{str(save)!r} exists already.", "A new folder was wanted.", "Choose another name.")
-    from editcore.edit import run_edit, suggested
+    if (cases is None) == (prompt is None and target is None):
+        raise BadRequest(
+            "Neither an edit nor a file of edits was given, or both.", "", "Give --prompt and --target, or --cases."
+        )
+    from editcore.bench import average, read_cases
+    from editcore.edit import run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.handle import load
 
+    asked = read_cases(cases) if cases else []
     handle = load(model, device=device, dtype=dtype)
+    if asked:
+        with bar(method, quiet=as_json) as advance:
+            patch, reports = run_edits(
+                handle, [proposed(handle, case) for case in asked], method, settings, home=home_dir(),
+                report=lambda p: advance(p.step, p.steps, p.text),
+            )  # fmt: skip
+        if save is not None:
+            patch.save(save)
+        return show_edits(reports, average(r.scores for r in reports), save, as_json)
     request = EditRequest(
-        prompt, target, subject, old,
+        prompt or "", target or "", subject, old,
         tuple(Probe("paraphrase", p, source="given") for p in paraphrase or ()),
         tuple(Probe("far", p, source="given") for p in probe or ()),
     )  # fmt: skip
-    if prompt.strip() and target.strip() and (paraphrase is None or probe is None):
-        proposal = suggested(handle, prompt.strip(), target.strip(), subject)
-        request = dataclasses.replace(
-            request,
-            paraphrases=request.paraphrases or proposal.paraphrases,
-            probes=request.probes or proposal.probes,
-        )
+    request = proposed(handle, request)
     with bar(method, quiet=as_json) as advance:
         patch, report = run_edit(
             handle, request, method, settings, home=home_dir(), report=lambda p: advance(p.step, p.steps, p.text)
@@ -133,69 +143,17 @@ def edit(
     show_json(report_json(report)) if as_json else show_report(report)
 
 
-def report_json(report: EditReport) -> dict[str, Any]:
-    """A report in the documented JSON form."""
-    plain = to_plain(report)
-    return {
-        "model": report.model,
-        "method": report.method,
-        "settings": plain["settings"],
-        "request": plain["request"],
-        "subject": report.subject,
-        "patch": plain["patch"],
-        "seconds": plain["seconds"],
-        "probes": [
-            {
-                "kind": r.probe.kind,
-                "prompt": r.probe.prompt,
-                "held_out": r.probe.held_out,
-                "new": {"before": to_plain(r.before.new), "after": to_plain(r.after.new)},
-                "old": {"before": to_plain(r.before.old), "after": to_plain(r.after.old)},
-                "top_before": r.before.top,
-                "top_after": r.after.top,
-                "text_before": r.before.text,
-                "text_after": r.after.text,
-                "kl": r.kl,
-                "moved": r.moved,
-            }
-            for r in report.probes
-        ],
-        "scores": plain["scores"],
-        "took": report.took,
-        "sentence": report.sentence,
-        "advice": report.advice,
-        "warnings": report.warnings,
-    }
+def proposed(handle: Any, request: EditRequest) -> EditRequest:
+    """The request with paraphrases and probes proposed where it has none."""
+    from editcore.edit import suggested
 
-
-def show_report(report: EditReport) -> None:
-    """The report as a person reads it."""
-    from editcore.edit import percent
-
-    out.print(report.sentence, markup=False, highlight=False, style="bold")
-    for line in (report.advice, *report.warnings):
-        if line:
-            out.print(line, markup=False, highlight=False, style="yellow")
-    table = Table(box=None)
-    for heading in ("", "prompt", "new answer", "old answer", "continues"):
-        table.add_column(heading, overflow="fold")
-    for r in report.probes:
-        new = f"{percent(r.before.new.mean)} → {percent(r.after.new.mean)}" if r.before.new and r.after.new else ""
-        old = f"{percent(r.before.old.mean)} → {percent(r.after.old.mean)}" if r.before.old and r.after.old else ""
-        cells = (r.probe.kind, r.probe.prompt, new, old, r.after.text.strip())
-        table.add_row(*(_literal(cell) for cell in cells))
-    out.print(table)
-    out.print(_score_line(report.scores), markup=False, highlight=False)
-
-
-def _literal(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _score_line(scores: Scores) -> str:
-    names = ("reliability", "generality", "locality", "s", "generation")
-    values = [(n, getattr(scores, n)) for n in names]
-    return "   ".join(f"{n.upper() if n == 's' else n} {'n/a' if v is None else f'{v:.2f}'}" for n, v in values)
+    prompt, target = request.prompt.strip(), request.target.strip()
+    if not prompt or not target or (request.paraphrases and request.probes):
+        return request
+    found = suggested(handle, prompt, target, request.subject)
+    return dataclasses.replace(
+        request, paraphrases=request.paraphrases or found.paraphrases, probes=request.probes or found.probes
+    )
 
 
 @app.command()
@@ -275,25 +233,6 @@ def bench(
     if as_json:
         return show_json({"model": model, "cases": len(requests), "rows": [to_plain(r) for r in rows]})
     show_bench(rows)
-
-
-def show_bench(rows: Sequence[Any]) -> None:
-    """One line a method."""
-    table = Table(box=None)
-    names = ("reliability", "generality", "locality", "es", "ps", "ns", "s", "generation")
-    for heading in ("method", "edits", *names, "seconds", "failed"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        values = [getattr(row.scores, n) for n in names]
-        cells = [f"{v:.3f}" if v is not None else "n/a" for v in values]
-        table.add_row(row.method, str(row.edits), *cells, f"{row.seconds:.2f}", str(len(row.failures)))
-        if row.intervals:
-            sure = ["–".join(f"{end:.2f}" for end in row.intervals.get(n, ())) for n in names]
-            table.add_row("", "95 %", *sure, "", "", style="dim")
-    out.print(table)
-    for row in rows:
-        for number, why in row.failures[:3]:
-            out.print(f"{row.method}, case {number}: {why}", markup=False, highlight=False, style="yellow")
 
 
 @app.command()

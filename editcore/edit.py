@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from editcore import gate, measure, pace, spans, statistics, suggest
 from editcore.errors import BadInput, BadRequest, SubjectNotFound, Untrained
 from editcore.handle import Handle
 from editcore.learned import Dials
+from editcore.lookup import normal
 from editcore.methods import Cost, Method, Work, prepare_method
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
@@ -108,6 +109,18 @@ def run_edit(
     request: EditRequest,
     method: str = "rome",
     settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Patch, EditReport]:
+    """`run_edits` with one request."""
+    patch, (report,) = run_edits(handle, [request], method, settings, **options)
+    return patch, report
+
+
+def run_edits(
+    handle: Handle,
+    requests: Sequence[EditRequest],
+    method: str = "rome",
+    settings: Mapping[str, Any] | None = None,
     *,
     patches: Sequence[Patch] = (),
     home: Path | None = None,
@@ -115,8 +128,8 @@ def run_edit(
     stop: Callable[[], bool] = lambda: False,
     generate: bool = True,
     before: Callable[[Handle, EditRequest, bool], Before] = read_before,
-) -> tuple[Patch, EditReport]:
-    """Edits, measures, reports; the model itself is left as it was.
+) -> tuple[Patch, tuple[EditReport, ...]]:
+    """Makes all edits together, measures and reports each; the model itself is left as it was.
 
     Args:
         patches: what is already in place; "before" and the edit itself see the model with it.
@@ -124,35 +137,51 @@ def run_edit(
         generate: also compare free continuations.
         before: reads the model before the edit; a caller with many edits of one request can share one reading.
 
+    Returns:
+        One patch for all, and a report for each request, in order. Size and seconds of the edit are those of all.
+
     Raises:
-        BadInput, Diverged, Cancelled: see the method; nothing is kept.
+        BadInput, Diverged, Cancelled: see the method; nothing is kept. A request of several is named by its row.
     """
     handle.home = home or handle.home
     made = prepare_method(method, handle, settings)
-    request = check_request(handle, request, made)
+    checked = check_requests(handle, requests, made)
     work = Work(handle, report, stop, home, patches)
     with torch.inference_mode(False), handle.using(patches):
         prepared = _prepare(work, made)
-        first = before(handle, request, generate)
-        probes, olds = first.probes, first.olds
-        work.check()
+        firsts = []
+        for request in checked:
+            firsts.append(before(handle, request, generate))
+            work.check()
         began = time.monotonic()
         peak = _start_peak(handle)
-        patch = made.edit(work, [request])
+        patch = made.edit(work, checked)
         patch.check_finite()
         edit_seconds, peak_memory = time.monotonic() - began, _peak(handle, peak)
-        work.check()
-        report(Progress("measure", 1, 1, text="reading every probe again"))
-        began = time.monotonic()
-        after = measure.read(handle, probes, request.target, olds, [patch], generate=generate)
-        seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, prepared)
-    results = measure.compare(probes, first.readings, after)
+        reports = []
+        for number, (request, first) in enumerate(zip(checked, firsts, strict=True), 1):
+            work.check()
+            report(Progress("measure", number, len(checked), text="reading every probe again"))
+            began = time.monotonic()
+            after = measure.read(
+                handle, first.probes, request.target, first.olds, [patch], generate=generate
+            )  # fmt: skip
+            seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, prepared)
+            results = measure.compare(first.probes, first.readings, after)
+            reports.append(_report(handle, made, request, patch, seconds, results, generate, work.notes, peak_memory))
+    return patch, tuple(reports)
+
+
+def _report(
+    handle: Handle, made: Method, request: EditRequest, patch: Patch, seconds: Seconds,
+    results: Sequence[ProbeResult], generate: bool, notes: Sequence[str], peak_memory: int | None,
+) -> EditReport:  # fmt: skip
     scores = measure.score(results, request.target)
     if not generate:
         scores = replace(scores, generation=None)
     info = patch.info(handle.model)
     took = took_hold(results, request.target, generate)
-    return patch, EditReport(
+    return EditReport(
         model=handle.name,
         method=made.name,
         settings=dataclasses.asdict(made),
@@ -160,14 +189,40 @@ def run_edit(
         subject=request.subject,
         patch=info,
         seconds=seconds,
-        probes=results,
+        probes=tuple(results),
         scores=scores,
         took=took,
         sentence=sentence(request.target, results, took, seconds.edit, info.bytes),
         advice=advice(made, results, scores, took, request.target),
-        warnings=tuple(dict.fromkeys((*work.notes, *_remarks(results, request.target)))),
+        warnings=tuple(dict.fromkeys((*notes, *_remarks(results, request.target)))),
         peak_memory=peak_memory,
     )
+
+
+def check_requests(handle: Handle, requests: Sequence[EditRequest], method: Method) -> list[EditRequest]:
+    """`check_request` for each; what is asked for twice is refused, and one request of several is named by its row.
+
+    Raises:
+        BadInput: as in `check_request`, or there is no request, or two of them ask the same question.
+    """
+    if not requests:
+        raise BadRequest("There is no edit to make.", "At least one was wanted.", "Give a prompt and its answer.")
+    if len(requests) == 1:
+        return [check_request(handle, requests[0], method)]
+    world = world_of(handle)
+
+    def question(request: EditRequest) -> Hashable:
+        fact = suggest.identify(request.prompt, world) if world else None
+        return (fact.subject, fact.relation) if fact else normal(request.prompt)
+
+    gate.check_distinct(requests, question, "the list")
+    checked = []
+    for number, request in enumerate(requests, 1):
+        try:
+            checked.append(check_request(handle, request, method))
+        except BadInput as error:
+            raise type(error)(f"Row {number}: {error.seen}", error.wanted, error.try_) from error
+    return checked
 
 
 def _prepare(work: Work, method: Method) -> float:

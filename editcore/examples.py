@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from editcore import corpus, measure, spans
+from editcore import corpus, gate, measure, spans
 from editcore.bench import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
@@ -61,7 +61,7 @@ def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample
         raise BadRequest(
             f"{edits.name} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
         )
-    _refuse_contradictions(cases, edits.name)
+    gate.check_distinct(cases, lambda case: " ".join(case.prompt.split()), edits.name, repeats=False)
     lines = _lines(handle, corpus.read(locality)) if locality else []
     examples = [_of_case(handle, case) for case in cases]
     if not lines and not all(e.held for e in examples):
@@ -80,18 +80,6 @@ def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample
         lambda rng: with_lines(rng.choice(examples[kept:]), rng),
         [with_lines(e, fixed) for e in examples[:kept]],
     )
-
-
-def _refuse_contradictions(cases: Sequence[EditRequest], name: str) -> None:
-    first: dict[str, tuple[int, str]] = {}
-    for number, case in enumerate(cases, 1):
-        at, target = first.setdefault(" ".join(case.prompt.split()), (number, case.target))
-        if target != case.target:
-            raise BadRequest(
-                f"Edits {at} and {number} of {name} ask for two answers to one prompt: {target!r}, {case.target!r}.",
-                "One answer to a prompt was wanted.",
-                "Remove one of them.",
-            )
 
 
 def _of_case(handle: Handle, case: EditRequest) -> Example:

@@ -5,7 +5,7 @@ What needs the model (token counts, whether the answer is new) is checked by `ed
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from editcore.errors import BadRequest, BadSetting, SubjectNotFound
@@ -82,6 +82,37 @@ def check_plans(request: EditRequest, plans: Sequence[tuple[str, Mapping[str, An
         raise BadRequest(f"{len(plans)} methods are chosen.", f"At most {MOST_METHODS} fit.", "Choose fewer.")
     for method, settings in plans:
         check_request(request, method, settings)
+
+
+def check_distinct(
+    requests: Sequence[EditRequest], question: Callable[[EditRequest], Hashable], where: str, repeats: bool = True
+) -> None:
+    """Refuse a list that asks one question twice.
+
+    Args:
+        question: equal for two requests that ask the same.
+        where: the list, as people call it.
+        repeats: also refuse a question that has the same answer both times.
+
+    Raises:
+        BadRequest: naming both rows.
+    """
+    first: dict[Hashable, tuple[int, str]] = {}
+    for number, request in enumerate(requests, 1):
+        at, target = first.setdefault(question(request), (number, request.target))
+        if target != request.target:
+            raise BadRequest(
+                f"Rows {at} and {number} of {where} ask for two answers to one question: {target!r}, "
+                f"{request.target!r}.",
+                "One answer to a question was wanted.",
+                "Remove one of them.",
+            )
+        if at != number and repeats:
+            raise BadRequest(
+                f"Rows {at} and {number} of {where} are the same edit: {request.prompt[:60]!r}.",
+                "",
+                "Remove one of them.",
+            )
 
 
 def check_examples(method: str, examples: Mapping[str, Any]) -> None:

@@ -201,3 +201,25 @@ def test_a_process_of_its_own_gives_the_same_codes():
         [sys.executable, "-m", "editcore.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2 and "name=value" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_many_edits_are_made_together_and_each_is_reported(run, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    line = {"paraphrases": ["So it is"], "probes": ["They are"]}
+    cases.write_text("".join(json.dumps({**line, "prompt": p, "target_new": "so"}) + "\n" for p in ("It is", "He is")))
+    words = ("edit", "--cases", str(cases), "--method", "ft", "--set", "steps=2")
+    code, text, _ = run(*words, "--save", str(tmp_path / "many"), "--json")
+    told = json.loads(text)
+    assert code == 0 and [e["request"]["prompt"] for e in told["edits"]] == ["It is", "He is"]
+    assert set(told) == {"model", "method", "settings", "patch", "seconds", "scores", "edits"}
+    assert (tmp_path / "many" / "patch.json").exists() and told["scores"]["locality"] is not None
+    code, text, _ = run(*words)
+    assert code == 0 and text.count("paraphrases") == 2 and "reliability" in text
+
+
+def test_a_list_that_asks_one_question_twice_is_refused_by_row(run, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    rows = [("It is", "so"), ("He is", "old"), ("it is", "bad")]
+    cases.write_text("".join(json.dumps({"prompt": p, "target_new": t}) + "\n" for p, t in rows))
+    code, text, error = run("edit", "--cases", str(cases), "--method", "ft")
+    assert code == 2 and "Rows 1 and 3" in error and "'so', 'bad'" in error and not text

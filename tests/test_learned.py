@@ -298,7 +298,7 @@ PLAIN = [{"prompt": f"Town number {i} lies in", "target_new": "Peru", "probes": 
     ("lines", "said"),
     [
         (PLAIN[:3], "holds 3 edits"),
-        ([*PLAIN, {**PLAIN[4], "target_new": "Chile"}], "Edits 5 and 31 .* 'Peru', 'Chile'"),
+        ([*PLAIN, {**PLAIN[4], "target_new": "Chile"}], "Rows 5 and 31 of .* 'Peru', 'Chile'"),
         ([{**line, "probes": []} for line in PLAIN], "without probes"),
     ],
     ids=["few", "contradiction", "nothing held"],
