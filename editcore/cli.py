@@ -15,7 +15,7 @@ import typer
 from editcore import __version__
 from editcore.assets import WORLD_NAME
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
-from editcore.cli_train import corpus, train
+from editcore.cli_train import corpus, examples, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.records import EditRequest, Probe, to_plain
 from editcore.terminal import bar, err, out, show_json
@@ -347,6 +347,7 @@ def world_check(
 
 app.command("train")(train)
 app.command("corpus")(corpus)
+app.command("examples")(examples)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Commands that prepare a model for methods: `train` an editor, keep a `corpus` for it."""
+"""Commands that prepare a model for methods: `train` an editor, keep a `corpus` or `examples` for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="mend, malmen, enn or ke.")],
+    method: Annotated[str, typer.Argument(help="mend, malmen, enn, ke or serac.")],
     model: Model = WORLD_NAME,
     edits: Annotated[
         Path | None, typer.Option(help="JSON lines of edits, as `bench` reads them; the embedded world has its own.")
@@ -35,7 +35,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Trains a method that learns to edit (MEND, MALMEN, ENN, KE), once per model."""
+    """Trains a method that learns to edit (MEND, MALMEN, ENN, KE, SERAC), once per model."""
     from editcore.engine import home_dir
     from editcore.handle import load
     from editcore.learned import Dials, Heard
@@ -75,6 +75,25 @@ def corpus(
     handle = load(model)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has its own training text.", "Another model was wanted.", "Use --model.")
+    kept = store(handle, home_dir(), file)
+    if as_json:
+        return show_json({"model": handle.name, "path": str(kept)})
+    out.print(f"Kept as {kept}.", markup=False, highlight=False)
+
+
+def examples(
+    file: Annotated[Path, typer.Argument(help="JSON lines of edits with paraphrases and probes; see `bench`.")],
+    model: Model = WORLD_NAME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Keeps example edits for a model: IKE shows them in front of an edit."""
+    from editcore.demonstrations import store
+    from editcore.engine import home_dir
+    from editcore.handle import load
+
+    handle = load(model)
+    if handle.embedded:
+        raise BadRequest(f"{handle.name} has example edits of its own.", "Another model was wanted.", "Use --model.")
     kept = store(handle, home_dir(), file)
     if as_json:
         return show_json({"model": handle.name, "path": str(kept)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from editcore import learned, spans
+from editcore.demonstrations import Demonstration, Index
 from editcore.methods import find_method
 from editcore.trained import Trained
 from tests.cases import EIGHT
@@ -20,6 +21,16 @@ LAYER = 1
 def example(handle, number: int) -> learned.Example:
     edit = spans.encode(handle.tokenizer, *PROMPTS[number % len(PROMPTS)])
     return learned.Example(edit, (edit,), (spans.encode(handle.tokenizer, "Two and two make", "four"),))
+
+
+def show(handle) -> None:
+    """Puts example edits to be shown in front of others into the handle's memory."""
+    if "demonstrations" not in handle.memory:
+        shown = [
+            Demonstration(f"{name} is", target, f"What is {name}?", (f"Where is {name}?", "here"), name)
+            for name, target in (("Iron", "a gas"), ("The capital", "far"), ("Łódź", "new"), ("Rome", "old"))
+        ]
+        handle.memory["demonstrations"] = Index(handle, shown)
 
 
 def school(handle, name: str) -> None:
