@@ -165,11 +165,12 @@ def test_an_editor_is_trained_and_then_used(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train", "rome"), "rome needs no training. These methods do: mend, malmen, enn, ke."),
+        (("train", "rome"), "rome needs no training. These methods do: mend, malmen, enn, ke, serac."),
         (("train", "mend"), "There are no examples to train mend"),
         (("train", "mend", "--edits", "absent.jsonl"), "There is no file 'absent.jsonl'"),
         (("edit", "-p", "Rome is in", "-t", "Peru", "--method", "enn"), "Run `editcore train enn --model"),
         (("corpus", "absent.txt"), "'absent.txt' cannot be read"),
+        (("examples", "absent.jsonl"), "There is no file 'absent.jsonl'"),
     ],
 )
 def test_what_cannot_be_prepared_is_said_with_the_command(run, words, message):

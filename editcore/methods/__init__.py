@@ -23,6 +23,7 @@ from editcore.methods.memit import MEMIT
 from editcore.methods.mend import MEND
 from editcore.methods.pmet import PMET
 from editcore.methods.rome import ROME
+from editcore.methods.serac import SERAC
 from editcore.methods.ultraedit import UltraEdit
 from editcore.methods.wise import WISE
 from editcore.records import MethodInfo
@@ -45,6 +46,7 @@ METHODS: tuple[type[Method], ...] = (
     UltraEdit,
     GRACE,
     WISE,
+    SERAC,
     ICE,
 )
 PRESETS = ("tuned", "published")
