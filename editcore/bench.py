@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics as figures
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +11,11 @@ from typing import Any
 
 from editcore import measure
 from editcore.edit import run_edit
-from editcore.errors import BadRequest, Cancelled, EditcoreError
+from editcore.errors import Cancelled, EditcoreError
 from editcore.handle import Handle
 from editcore.intervals import wilson
 from editcore.records import EditRequest, Probe, Scores
 from editcore.world.facts import Fact, World
-
-CASE_FIELDS = {"prompt", "subject", "target_new", "target_old", "paraphrases", "probes"}
 
 
 @dataclass(frozen=True)
@@ -31,54 +28,6 @@ class BenchRow:
     seconds: float  # median of one edit, without measuring
     failures: tuple[tuple[int, str], ...]  # (case number, why) of edits that did not run
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # score -> 95 %, one case an edit
-
-
-def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
-    """JSON lines {prompt, subject?, target_new, target_old?, paraphrases: [], probes: [{prompt, answer?}]}.
-
-    Raises:
-        BadRequest: a line cannot be read; the message names the line and the field.
-    """
-    if not path.is_file():
-        raise BadRequest(f"There is no file {str(path)!r}.", "A file of JSON lines was wanted.", "Check the path.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{path.name} is no text ({error}).", "JSON lines in UTF-8 were wanted.") from error
-    cases = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            cases.append(_case(json.loads(line)))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise BadRequest(
-                f"Line {number} of {path.name} cannot be read ({error}).",
-                "An object with prompt, target_new and optional subject, target_old, paraphrases, probes was wanted.",
-                "Mend that line.",
-            ) from error
-        if limit is not None and len(cases) >= limit:
-            break
-    if not cases:
-        raise BadRequest(f"{path.name} holds no case.", "One JSON object a line was wanted.")
-    return cases
-
-
-def _case(data: Any) -> EditRequest:
-    if not isinstance(data, Mapping):
-        raise TypeError("not an object")
-    unknown = set(data) - CASE_FIELDS
-    if unknown:
-        raise ValueError(f"unknown fields {sorted(unknown)}")
-    probes = [p if isinstance(p, Mapping) else {"prompt": p} for p in data.get("probes", [])]
-    return EditRequest(
-        prompt=str(data["prompt"]),
-        target=str(data["target_new"]),
-        subject=data.get("subject"),
-        old=data.get("target_old"),
-        paraphrases=tuple(Probe("paraphrase", str(p)) for p in data.get("paraphrases", [])),
-        probes=tuple(Probe("near", str(p["prompt"]), p.get("answer")) for p in probes),
-    )
 
 
 def counterfactuals(

@@ -111,7 +111,8 @@ def edit(
         raise BadRequest(
             "Neither an edit nor a file of edits was given, or both.", "", "Give --prompt and --target, or --cases."
         )
-    from editcore.bench import average, read_cases
+    from editcore.bench import average
+    from editcore.cases import read_cases
     from editcore.edit import run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.handle import load
@@ -206,7 +207,8 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Scores methods over many edits, each made on the unedited model."""
-    from editcore.bench import counterfactuals, read_cases, run_bench
+    from editcore.bench import counterfactuals, run_bench
+    from editcore.cases import read_cases
     from editcore.edit import world_of
     from editcore.engine import home_dir
     from editcore.handle import load

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editcore import measure
-from editcore.bench import read_cases
+from editcore.cases import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.spans import join

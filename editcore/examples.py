@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from editcore import corpus, gate, measure, spans
-from editcore.bench import read_cases
+from editcore.cases import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.learned import Example

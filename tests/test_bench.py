@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from editcore import bench, intervals
+from editcore import bench, cases, intervals
 from editcore.errors import BadRequest, Cancelled
 from editcore.records import EditRequest, Scores
 from editcore.world.facts import load_world
@@ -32,14 +32,14 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("bom", [False, True])
 def test_cases_are_read_as_documented(file, bom):
-    (one, two) = bench.read_cases(file(CASE, "", {"prompt": "A", "target_new": "B"}, bom=bom))
+    (one, two) = cases.read_cases(file(CASE, "", {"prompt": "A", "target_new": "B"}, bom=bom))
     assert (one.prompt, one.target, one.subject, one.old) == ("The capital of Poland is", "Łódź", "Poland", "Warsaw")
     assert [(p.kind, p.prompt) for p in one.paraphrases] == [("paraphrase", "Poland's capital:")]
     assert [(p.kind, p.prompt, p.answer) for p in one.probes] == [
         ("near", "The capital of Japan is", "Tokyo"), ("near", "2 + 2 =", None),
     ]  # fmt: skip
     assert two == EditRequest("A", "B")
-    assert len(bench.read_cases(file(*[CASE] * 5), limit=3)) == 3
+    assert len(cases.read_cases(file(*[CASE] * 5), limit=3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_cases_are_read_as_documented(file, bom):
 )
 def test_a_wrong_line_is_named(file, line, words):
     with pytest.raises(BadRequest, match="Line 3 of cases.jsonl") as caught:
-        bench.read_cases(file(CASE, "", line))
+        cases.read_cases(file(CASE, "", line))
     assert words in str(caught.value)
 
 
@@ -69,16 +69,16 @@ def test_a_file_without_cases_is_refused(tmp_path, content):
     path = tmp_path / "none.jsonl"
     path.write_bytes(content)
     with pytest.raises(BadRequest, match="no case"):
-        bench.read_cases(path)
+        cases.read_cases(path)
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):
     path = tmp_path / "binary.jsonl"
     path.write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(BadRequest, match="binary.jsonl"):
-        bench.read_cases(path)
+        cases.read_cases(path)
     with pytest.raises(BadRequest, match="no file"):
-        bench.read_cases(tmp_path / "missing.jsonl")
+        cases.read_cases(tmp_path / "missing.jsonl")
 
 
 def test_s_is_the_harmonic_mean_of_the_averages():
