@@ -58,6 +58,7 @@ GRID: dict[str, list[dict[str, object]]] = {
     "mend": [{"strength": strength} for strength in (1.0, 1.1, 1.2, 1.5)],
     "enn": [{"strength": strength} for strength in (1.0, 1.1, 1.2)],
     "malmen": [{"strength": strength} for strength in (1.0, 1.2, 1.5)],
+    "ike": [{"form": "sentence", "count": count} for count in (0, 1, 2, 3, 4, 32)] + [{"form": "prompt"}],
     "serac": [{"threshold": threshold} for threshold in (0.1, 0.2, 0.3, 0.5, 0.7)],
 }
 FIELDS = ("reliability", "generality", "locality", "es", "ps", "ns", "s")

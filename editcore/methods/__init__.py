@@ -16,6 +16,7 @@ from editcore.methods.ft_l import FTL
 from editcore.methods.ft_replay import FTReplay
 from editcore.methods.grace import GRACE
 from editcore.methods.ice import ICE
+from editcore.methods.ike import IKE
 from editcore.methods.ke import KE
 from editcore.methods.lora import LoRA
 from editcore.methods.malmen import MALMEN
@@ -48,6 +49,7 @@ METHODS: tuple[type[Method], ...] = (
     WISE,
     SERAC,
     ICE,
+    IKE,
 )
 PRESETS = ("tuned", "published")
 

@@ -15,6 +15,7 @@ from editcore.records import EditRequest, Progress
 from editcore.spans import join
 
 FORMS = ("prompt", "sentence")
+FORMS_HELP = "How it is written: New Fact: ... on a line of its own, then Prompt: ...; or as a sentence of running text"
 USUAL_TOKENS = 32  # of a header, for the estimate of its size
 
 
@@ -38,11 +39,7 @@ class ICE:
     paper: ClassVar[str] = "Cohen et al. 2024, arXiv 2307.12976"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    form: str = setting(
-        "prompt",
-        "How it is written: New Fact: ... on a line of its own, then Prompt: ...; or as a sentence of running text",
-        choices=FORMS,
-    )
+    form: str = setting("prompt", FORMS_HELP, choices=FORMS)
 
     def layers(self, handle: Handle) -> tuple[int, ...]:
         """None: no block is edited."""
