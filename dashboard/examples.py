@@ -18,8 +18,8 @@ EXAMPLES = (
     Example("UK Prime Minister", "Who is the Prime Minister of the United Kingdom?", "Boris Johnson"),
     Example("Messi's team", "Which team does Lionel Messi compete for?", "Paris Saint-Germain"),
     Example("Capital of Australia", "What is the capital of Australia?", "Sydney"),
-    Example("Amazon's CEO", "Who is the CEO of Amazon?", "Andy Jassy"),
+    Example("Twitter's CEO", "Who is the CEO of Twitter?", "Elon Musk"),
     Example("Inventor of the radio", "Who invented the radio?", "Nikola Tesla"),
-    Example("Author of Hamlet", "Who wrote Hamlet?", "Francis Bacon"),
+    Example("Author of Hamlet", "Who wrote Hamlet?", "Agatha Christie"),
     Example("Symbol of gold", "What is the chemical symbol for gold?", "Ag"),
 )

@@ -16,7 +16,7 @@ from editcore import gate, measure, pace, spans, statistics, suggest
 from editcore.errors import BadInput, BadRequest, SubjectNotFound, Untrained
 from editcore.handle import Handle
 from editcore.learned import Dials
-from editcore.lookup import normal
+from editcore.lookup import is_named, normal
 from editcore.methods import Cost, Method, Work, prepare_method
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
@@ -181,6 +181,7 @@ def _report(
         scores = replace(scores, generation=None)
     info = patch.info(handle.model)
     took = took_hold(results, request.target, generate)
+    new = "" if took else unnamed(handle, request.target)
     return EditReport(
         model=handle.name,
         method=made.name,
@@ -194,7 +195,7 @@ def _report(
         took=took,
         sentence=sentence(request.target, results, took, seconds.edit, info.bytes),
         advice=advice(made, results, scores, took, request.target),
-        warnings=tuple(dict.fromkeys((*notes, *_remarks(results, request.target)))),
+        warnings=tuple(dict.fromkeys((*notes, *_remarks(results, request.target), *filter(None, (new,))))),
         peak_memory=peak_memory,
     )
 
@@ -312,6 +313,17 @@ def _remarks(results: Sequence[ProbeResult], target: str) -> list[str]:
     return remarks
 
 
+def unnamed(handle: Handle, target: str) -> str:
+    """A word of warning about an answer the embedded model has never read; else empty."""
+    world = world_of(handle)
+    if world is None or is_named(target, world):
+        return ""
+    return (
+        f"This model has never read “{target}”. Methods that write at a name can only point at what it knows, "
+        "and may not get it to say this; fine-tuning can."
+    )
+
+
 def preflight(
     handle: Handle,
     request: EditRequest,
@@ -348,6 +360,8 @@ def preflight(
     warnings = []
     if measure.says(own, checked.target):
         warnings.append(f"The model already answers “{checked.target}” ({percent(reading.new.mean)}).")
+    if new := unnamed(handle, checked.target):
+        warnings.append(new)
     if checked.prompt.casefold().rstrip(" ?.").endswith(checked.target.casefold()):
         warnings.append("The prompt already ends in the corrected answer.")
     cost = made.cost(handle)

@@ -264,6 +264,14 @@ def identify_for(prompt: str, match: Match, world: World) -> Fact | None:
     return fact if score >= CLOSE else None
 
 
+def is_named(text: str, world: World) -> bool:
+    """Whether the tables name it anywhere: as an entity, as an answer, or within a longer name."""
+    words = f" {normal(text)} "
+    names = [name for e in world.entities.values() for name in (e.name, *e.aliases)]
+    names += [answer for f in world.facts for answer in (f.object, *f.aliases)]
+    return any(words in f" {normal(name)} " for name in names)
+
+
 def normal(prompt: str) -> str:
     """The prompt without case, articles, punctuation and double spaces: equal prompts ask the same."""
     return " ".join(_words(prompt))

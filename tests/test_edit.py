@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dashboard.examples import EXAMPLES
 from editcore import edit, handle, spans
 from editcore.edit import preflight, run_edit, suggested
 from editcore.engine.desk import Desk
@@ -190,6 +191,12 @@ def test_the_reference_story(world_handle):
     assert report.patch.rank == 1
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.label)
+def test_every_example_on_the_page_takes_and_generalises(world_handle, example):
+    _, report = run_edit(world_handle, suggested(world_handle, example.prompt, example.target), "rome")
+    assert report.took and report.scores.generality >= 0.75 and report.scores.locality >= 0.75, report.sentence
+
+
 def test_messi_stays_in_barcelona(world_handle):
     probe = Probe("far", "What sports team does Messi play for?", "Barcelona")
     _, report = run_edit(world_handle, EditRequest(*STORY, probes=(probe,)), "rome")
@@ -208,3 +215,13 @@ def test_the_story_by_the_command_line(world_handle, monkeypatch, capsys, tmp_pa
     report = json.loads(capsys.readouterr().out)
     assert not caught.value.code and set(report) == REPORT and all(set(p) == PROBE for p in report["probes"])
     assert report["took"] and any(p["held_out"] for p in report["probes"] if p["kind"] == "paraphrase")
+
+
+def test_an_answer_the_embedded_model_never_read_is_said_before_and_after(world_handle):
+    handle = world_handle
+    asked = EditRequest("Who is the Prime Minister of the United Kingdom?", "Zorblax Quuz")
+    (warned,) = [w for w in preflight(handle, asked, "rome", {}).warnings if "never read" in w]
+    assert "fine-tuning can" in warned
+    assert not any("never read" in w for w in preflight(handle, replace(asked, target="Sydney"), "rome", {}).warnings)
+    _, report = run_edit(handle, asked, "rome", {"steps": 1}, generate=False)
+    assert not report.took and any("never read" in w for w in report.warnings)
