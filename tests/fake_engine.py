@@ -41,7 +41,7 @@ KNOWN = {
     "What is the capital of Australia?": ("Canberra", "Australia"),
     "Which team does Lionel Messi compete for?": ("Barcelona", "Lionel Messi"),
     "Who invented the radio?": ("Guglielmo Marconi", "radio"),
-    "Who is the CEO of Amazon?": ("Jeff Bezos", "Amazon"),
+    "Who is the CEO of Twitter?": ("Jack Dorsey", "Twitter"),
     "Who wrote Hamlet?": ("William Shakespeare", "Hamlet"),
     "What is the chemical symbol for gold?": ("Au", "gold"),
 }

@@ -48,8 +48,8 @@ GRID: dict[str, list[dict[str, object]]] = {
     ]
     + [{"layer": 4, "rate": 2e-3, "weight": 1.0, "rows": 24, "length": 48}]
     + [
-        {"layer": 0, "rate": r, "weight": w, "rows": 24, "length": 48, "enough": 0.0}
-        for r, w in ((5e-4, 10.0), (2e-3, 10.0))
+        {"layer": 0, "rate": rate, "weight": 10.0, "rows": 24, "length": 48, "enough": 0.0, "steps": 25}
+        for rate in (5e-4, 2e-3)
     ],
     "lora": [{"layer": layer, "rate": rate} for layer in (0, 2, 4) for rate in (1e-3, 5e-3)],
     "ultraedit": [{"first": 0, "last": 5, "rate": r} for r in (5e-5, 1e-4, 2e-4)]
@@ -57,7 +57,7 @@ GRID: dict[str, list[dict[str, object]]] = {
     + [{"first": layer, "last": layer, "rate": r} for layer in (3, 4) for r in (2e-4, 4e-4)],
     "mend": [{"strength": strength} for strength in (1.0, 1.1, 1.2, 1.5)],
     "enn": [{"strength": strength} for strength in (1.0, 1.1, 1.2)],
-    "malmen": [{"strength": strength} for strength in (1.0, 1.2, 1.5)],
+    "malmen": [{"strength": strength} for strength in (1.0, 1.1, 1.2, 1.5)],
     "ike": [{"form": "sentence", "count": count} for count in (0, 1, 2, 3, 4, 32)] + [{"form": "prompt"}],
     "serac": [{"threshold": threshold} for threshold in (0.1, 0.2, 0.3, 0.5, 0.7)],
 }
