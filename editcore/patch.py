@@ -149,7 +149,7 @@ class Patch:
         """Bytes, modules, rank, norms (relative to the edited matrices)."""
         ranks = [part.rank for part in self.parts]
         norm = math.hypot(*(part.norm() for part in self.parts)) * abs(self.strength)
-        paths = tuple(part.path for part in self.parts if not isinstance(part, BESIDE))
+        paths = tuple(dict.fromkeys(part.path for part in self.parts if not isinstance(part, BESIDE)))
         base = math.hypot(*(float(model.get_submodule(path).weight.float().norm()) for path in paths))  # type: ignore[operator]
         return PatchInfo(
             bytes=self.bytes,

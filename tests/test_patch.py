@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,9 @@ def test_norm_rank_and_bytes():
     assert (info.rank, info.modules, info.bytes) == (3, (site.path,), 4 * 3 * (site.d_in + site.d_out))
     assert info.relative_norm == pytest.approx(float(low.delta().norm() / site.weight().norm()), rel=1e-5)
     assert patch(handle, "dense").info(handle.model).rank is None
+    twice = replace(edit, parts=(low, low)).info(handle.model)
+    assert twice.modules == info.modules  # a module with two parts is one module
+    assert twice.relative_norm == pytest.approx(2**0.5 * info.relative_norm)
 
 
 @pytest.mark.parametrize("kind", KINDS)
