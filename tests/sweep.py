@@ -48,8 +48,8 @@ GRID: dict[str, list[dict[str, object]]] = {
     ]
     + [{"layer": 4, "rate": 2e-3, "weight": 1.0, "rows": 24, "length": 48}]
     + [
-        {"layer": 0, "rate": rate, "weight": 10.0, "rows": 24, "length": 48, "enough": 0.0, "steps": 25}
-        for rate in (5e-4, 2e-3)
+        {"layer": 0, "rate": rate, "weight": weight, "rows": 24, "length": 48, "enough": 0.0, "steps": 25}
+        for rate, weight in ((5e-4, 10.0), (2e-3, 10.0), (2e-3, 300.0))
     ],
     "lora": [{"layer": layer, "rate": rate} for layer in (0, 2, 4) for rate in (1e-3, 5e-3)],
     "ultraedit": [{"first": 0, "last": 5, "rate": r} for r in (5e-5, 1e-4, 2e-4)]
