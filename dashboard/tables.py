@@ -100,7 +100,6 @@ def tiles(scores: Scores, results: Sequence[ProbeResult]) -> pd.DataFrame:
         ("Generality", scores.generality, paraphrases, "paraphrases that give it too"),
         ("Locality", scores.locality, unrelated, "unrelated prompts that did not move"),
         ("Free text", scores.generation, edits + paraphrases, "prompts where free writing starts with it"),
-        ("Overall S", scores.s, 0, "all three as one number"),
     ]
     return pd.DataFrame([
         {"name": name, "share": math.nan if share is None else share,

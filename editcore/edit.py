@@ -194,8 +194,8 @@ def _report(
         scores=scores,
         took=took,
         sentence=sentence(request.target, results, took, seconds.edit, info.bytes),
-        advice=advice(made, results, scores, took, request.target),
-        warnings=tuple(dict.fromkeys((*notes, *_remarks(results, request.target), *filter(None, (new,))))),
+        advice=new or advice(made, results, scores, took, request.target),
+        warnings=tuple(dict.fromkeys((*notes, *_remarks(results, request.target)))),
         peak_memory=peak_memory,
     )
 
@@ -320,7 +320,7 @@ def unnamed(handle: Handle, target: str) -> str:
         return ""
     return (
         f"This model has never read “{target}”. Methods that write at a name can only point at what it knows, "
-        "and may not get it to say this; fine-tuning can."
+        "and may not get it to say this; fine-tuning (FT) can."
     )
 
 
@@ -360,7 +360,7 @@ def preflight(
     warnings = []
     if measure.says(own, checked.target):
         warnings.append(f"The model already answers “{checked.target}” ({percent(reading.new.mean)}).")
-    if new := unnamed(handle, checked.target):
+    if "subject" in made.needs and (new := unnamed(handle, checked.target)):
         warnings.append(new)
     if checked.prompt.casefold().rstrip(" ?.").endswith(checked.target.casefold()):
         warnings.append("The prompt already ends in the corrected answer.")

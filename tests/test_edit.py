@@ -221,7 +221,8 @@ def test_an_answer_the_embedded_model_never_read_is_said_before_and_after(world_
     handle = world_handle
     asked = EditRequest("Who is the Prime Minister of the United Kingdom?", "Zorblax Quuz")
     (warned,) = [w for w in preflight(handle, asked, "rome", {}).warnings if "never read" in w]
-    assert "fine-tuning can" in warned
+    assert "fine-tuning (FT) can" in warned
     assert not any("never read" in w for w in preflight(handle, replace(asked, target="Sydney"), "rome", {}).warnings)
     _, report = run_edit(handle, asked, "rome", {"steps": 1}, generate=False)
-    assert not report.took and any("never read" in w for w in report.warnings)
+    assert not report.took and "never read" in report.advice
+    assert not any("never read" in w for w in preflight(handle, asked, "ft", {}).warnings)
