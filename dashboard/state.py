@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ RESULT, BELIEFS, ASK = "Result", "What it believes", "Ask it"
 DEFAULT_METHOD = "rome"
 _FORM = (PROMPT, TARGET, SUBJECT, METHOD)
 _JOBS: dict[JobKind, str] = {"edit": "_job", "comparison": "_comparison", "preparation": "_preparation"}
+_FILL_HOLDS = 2.0  # seconds, in which nobody types the old texts again
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -45,6 +47,7 @@ def open_session(page: str) -> str:
     elif st.session_state.get("_page") != page:
         _restore_rows(resources.drafts().find(session).get("rows"))
     st.session_state["_page"] = page
+    _keep_filled()
     return str(session)
 
 
@@ -99,9 +102,23 @@ def known(name: str) -> bool:
 
 def fill(prompt: str, target: str) -> None:
     """Put a question into the form; what was found for the last one is forgotten. For callbacks only."""
-    st.session_state.update({PROMPT: prompt, TARGET: target, SUBJECT: "", "_auto_subject": "", "_proposed": ""})
+    st.session_state["_fill"] = ((text(PROMPT), text(TARGET)), (prompt, target), time.monotonic())
+    _put_question(prompt, target)
     forget_rows()
     st.session_state.pop("_error", None)
+
+
+def _put_question(prompt: str, target: str) -> None:
+    st.session_state.update({PROMPT: prompt, TARGET: target, SUBJECT: "", "_auto_subject": "", "_proposed": ""})
+
+
+def _keep_filled() -> None:
+    """What the browser sent before it heard of the last fill holds the texts from before: the fill wins."""
+    before, filled, at = st.session_state.get("_fill", (None, None, 0.0))
+    if before is None or time.monotonic() - at > _FILL_HOLDS:
+        return
+    if (text(PROMPT), text(TARGET)) == before != filled:
+        _put_question(*filled)
 
 
 def adopt(request: EditRequest, method: str) -> None:

@@ -87,6 +87,17 @@ def test_an_example_fills_the_form(example):
     assert page.text_input(key=state.SUBJECT).value == KNOWN[EXAMPLES[example].prompt][1]
 
 
+def test_a_message_sent_before_the_browser_heard_of_a_fill_does_not_undo_it(monkeypatch):
+    page = opened(steps=1)
+    page.pills(key=state.EXAMPLE).set_value(0)
+    page = checked(page.run())
+    stale = filled(page, "", "")
+    assert [stale.text_input(key=k).value for k in (state.PROMPT, state.TARGET)] == [PM, "Boris Johnson"]
+    monkeypatch.setattr(state, "_FILL_HOLDS", 0.0)
+    emptied = filled(stale, "", "")
+    assert emptied.text_input(key=state.PROMPT).value == ""
+
+
 def test_the_examples_are_questions_of_the_world_with_another_answer():
     world = load_world()
     answers = {world.prompt(fact, template): fact for fact in world.facts for template in world.templates(fact)}
