@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from editcore import algebra, subject
+from editcore import algebra, statistics, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.methods import dials
@@ -17,6 +17,16 @@ from editcore.records import EditRequest, Progress
 from editcore.spans import Row
 
 TOGETHER = 16  # requests whose values are searched in the same passes
+
+
+def ridge(work: Work, weight: float) -> Callable[[Site, Tensor], Tensor]:
+    """For `spread`: the keys of a site [d_in, n] to what `algebra.ridge` gives for them at this weight."""
+
+    def adjust(site: Site, keys: Tensor) -> Tensor:
+        moment = statistics.moment(work.handle, site, work.home, work.report, work.stop)
+        return algebra.ridge(moment.solve, keys, weight)
+
+    return adjust
 
 
 def spread(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editcore import gradients
+from editcore.anatomy import Site
 from editcore.errors import ModelError, Untrained, WrongModel
 from editcore.handle import Handle
 from editcore.learned import Editor, Learner
-from editcore.methods.base import Cost, Work
+from editcore.methods.base import Cost, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 
@@ -148,3 +149,41 @@ def cost(handle: Handle, name: str) -> Cost:
     sites = [handle.anatomy.site(layer) for layer in trained.layers]
     held = sum(4 * t.numel() for t in trained.state.values())
     return Cost(USUAL_TOKENS * sum(4 * (s.d_in + s.d_out) for s in sites), held, 1)
+
+
+@dataclass(frozen=True)
+class GradientMethod:
+    """What methods share whose trained editor turns the gradient of an answer into an edit."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    sentence: ClassVar[str]
+    paper: ClassVar[str]
+    remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
+    needs: ClassVar[tuple[str, ...]] = ("trained",)
+    editor: ClassVar[type[Editor]]
+
+    strength: float = setting(1.0, "The edit is scaled by this", low=0.01, high=100.0)
+
+    def layers(self, handle: Handle) -> tuple[int, ...]:
+        """The blocks it was trained on."""
+        return find(handle, self.name).layers
+
+    def measured(self, handle: Handle) -> tuple[Site, ...]:
+        """None: it reads no statistics."""
+        return ()
+
+    def cost(self, handle: Handle) -> Cost:
+        """See `trained.cost`."""
+        return cost(handle, self.name)
+
+    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
+        """One part a layer, of rank one for each token that takes part.
+
+        Raises:
+            Untrained, WrongModel, ModelError: see `trained.find`.
+            Diverged: a gradient is not finite.
+            Cancelled: stopped before it began.
+        """
+        editor = ready(work, self.name, self.editor)
+        return made_by(self, work.handle, parts(work, editor, requests, self.strength), requests)

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from editcore import algebra, statistics
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.methods import dials
 from editcore.methods.base import Cost, Work, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest
-from editcore.spread import cost, sites, spread
+from editcore.spread import cost, ridge, sites, spread
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,4 @@ class EMMET:
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each request; see `spread.spread` for what it raises."""
-
-        def adjust(site: Site, keys: Tensor) -> Tensor:
-            moment = statistics.moment(work.handle, site, work.home, work.report, work.stop)
-            return algebra.ridge(moment.solve, keys, self.weight * self.slack)
-
-        return spread(work, self, requests, adjust)
+        return spread(work, self, requests, ridge(work, self.weight * self.slack))

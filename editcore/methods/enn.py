@@ -81,7 +81,7 @@ class ENNEditor(learned.Editor):
 
 
 @dataclass(frozen=True)
-class ENN:
+class ENN(trained.GradientMethod):
     """Plain descent, from a start that was trained for it.
 
         W_l <- W_l + M_l - sum_k a_kl grad_l L(theta_k),   L(theta) = -(1/|y|) sum_t log p_theta(y_t | x, y_<t)
@@ -93,20 +93,10 @@ class ENN:
     name: ClassVar[str] = "enn"
     title: ClassVar[str] = "ENN"
     sentence: ClassVar[str] = "Moves the model to a trained start from which a step or two of descent is a good edit."
-    remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
     paper: ClassVar[str] = "Sinitsin et al. 2020, arXiv 2004.00345"
-    needs: ClassVar[tuple[str, ...]] = ("trained",)
     editor: ClassVar[type[learned.Editor]] = ENNEditor
 
     strength: float = setting(1.0, "The steps are scaled by this", low=0.01, high=100.0)
-
-    def layers(self, handle: Handle) -> tuple[int, ...]:
-        """The blocks it was trained on."""
-        return trained.find(handle, self.name).layers
-
-    def measured(self, handle: Handle) -> tuple[Site, ...]:
-        """None: it reads no statistics."""
-        return ()
 
     def cost(self, handle: Handle) -> Cost:
         """The start is dense; see `trained.cost` for the rest."""

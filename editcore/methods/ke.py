@@ -14,9 +14,6 @@ from editcore import gradients, learned, trained
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.methods.base import Cost, Work, made_by, setting
-from editcore.patch import Patch
-from editcore.records import EditRequest
 
 STEP_RATE = 10.0  # the step sizes learn this much faster than the network
 
@@ -112,7 +109,7 @@ def _lengths(site: Site) -> list[int]:
 
 
 @dataclass(frozen=True)
-class KE:
+class KE(trained.GradientMethod):
     """One gradient, masked and added to as a network that reads prompt and answers sees fit.
 
         W_l <- W_l + s_l sigmoid(eta) (softmax(alpha) gamma^T * G_l + softmax(beta) delta^T)     (De Cao et al. 2021)
@@ -126,33 +123,5 @@ class KE:
     name: ClassVar[str] = "ke"
     title: ClassVar[str] = "KE"
     sentence: ClassVar[str] = "A trained network reads prompt and answers, and turns one gradient into an edit."
-    remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
     paper: ClassVar[str] = "De Cao et al. 2021, arXiv 2104.08164"
-    needs: ClassVar[tuple[str, ...]] = ("trained",)
     editor: ClassVar[type[learned.Editor]] = KEEditor
-
-    strength: float = setting(1.0, "The edit is scaled by this", low=0.01, high=100.0)
-
-    def layers(self, handle: Handle) -> tuple[int, ...]:
-        """The blocks it was trained on."""
-        return trained.find(handle, self.name).layers
-
-    def measured(self, handle: Handle) -> tuple[Site, ...]:
-        """None: it reads no statistics."""
-        return ()
-
-    def cost(self, handle: Handle) -> Cost:
-        """See `trained.cost`."""
-        return trained.cost(handle, self.name)
-
-    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
-        """One part a layer, of rank one for each token that matters and one more.
-
-        Raises:
-            Untrained, WrongModel, ModelError: see `trained.find`.
-            Diverged: a gradient is not finite.
-            Cancelled: stopped before it began.
-        """
-        editor = trained.ready(work, self.name, KEEditor)
-        parts = trained.parts(work, editor, requests, self.strength)
-        return made_by(self, work.handle, parts, requests)

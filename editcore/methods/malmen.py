@@ -13,10 +13,7 @@ from editcore import learned, trained
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.methods.base import Cost, Work, made_by, setting
 from editcore.network import GradientEditor
-from editcore.patch import Patch
-from editcore.records import EditRequest
 
 
 class MALMENEditor(GradientEditor):
@@ -74,7 +71,7 @@ class MALMENEditor(GradientEditor):
 
 
 @dataclass(frozen=True)
-class MALMEN:
+class MALMEN(trained.GradientMethod):
     """Like MEND for many facts at once: the edits are not added up but fitted together.
 
         W_l <- W_l + ((K^T K + lambda_l I)^-1 K^T D)^T                                         (Tan et al. 2024)
@@ -85,32 +82,5 @@ class MALMEN:
     name: ClassVar[str] = "malmen"
     title: ClassVar[str] = "MALMEN"
     sentence: ClassVar[str] = "MEND for many facts: a trained network says what each wants, one solve meets all."
-    remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
     paper: ClassVar[str] = "Tan et al. 2024, arXiv 2311.04661"
-    needs: ClassVar[tuple[str, ...]] = ("trained",)
     editor: ClassVar[type[learned.Editor]] = MALMENEditor
-
-    strength: float = setting(1.0, "The edit is scaled by this", low=0.01, high=100.0)
-
-    def layers(self, handle: Handle) -> tuple[int, ...]:
-        """The blocks it was trained on."""
-        return trained.find(handle, self.name).layers
-
-    def measured(self, handle: Handle) -> tuple[Site, ...]:
-        """None: it reads no second moments."""
-        return ()
-
-    def cost(self, handle: Handle) -> Cost:
-        """See `trained.cost`."""
-        return trained.cost(handle, self.name)
-
-    def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
-        """One part a layer, of rank one for each answer token.
-
-        Raises:
-            Untrained, WrongModel, ModelError: see `trained.find`.
-            Diverged: a gradient is not finite.
-            Cancelled: stopped before it began.
-        """
-        editor = trained.ready(work, self.name, MALMENEditor)
-        return made_by(self, work.handle, trained.parts(work, editor, requests, self.strength), requests)

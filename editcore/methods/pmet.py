@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
-from editcore import algebra, statistics
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.methods import dials
 from editcore.methods.base import Cost, Work, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest
-from editcore.spread import cost, sites, span, spread
+from editcore.spread import cost, ridge, sites, span, spread
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,5 @@ class PMET:
         Raises:
             ModelError: the output of attention was not found; see `anatomy.attention_output`.
         """
-
-        def adjust(site: Site, keys: Tensor) -> Tensor:
-            moment = statistics.moment(work.handle, site, work.home, work.report, work.stop)
-            return algebra.ridge(moment.solve, keys, self.weight)
-
         search = replace(dials.search(self), attention=self.attention, eased=self.eased, calm=self.calm)
-        return spread(work, self, requests, adjust, search, inside=True, share=math.sqrt)
+        return spread(work, self, requests, ridge(work, self.weight), search, inside=True, share=math.sqrt)
