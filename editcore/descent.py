@@ -12,7 +12,7 @@ from editcore import algebra
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.methods.base import Cost, Work
+from editcore.method import Cost, Work
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from editcore import algebra, statistics, subject
+from editcore import algebra, dials, statistics, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Method, Work, made_by
+from editcore.method import Cost, Method, Work, made_by
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import Row

@@ -18,7 +18,7 @@ from editcore.anatomy import Site
 from editcore.errors import ModelError, Untrained, WrongModel
 from editcore.handle import Handle
 from editcore.learned import Editor, Learner
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from editcore import spans, statistics, subject
+from editcore import dials, spans, statistics, subject
 from editcore.bench import counterfactuals
 from editcore.edit import run_edit, suggested
 from editcore.handle import Handle, load
-from editcore.methods import METHODS, Work, dials, prepare_method
+from editcore.methods import METHODS, Work, prepare_method
 from editcore.records import EditRequest, to_plain
 from editcore.world.facts import load_world
 from tests.floor import ft_floor, rome_floor

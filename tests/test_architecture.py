@@ -67,3 +67,26 @@ def test_the_command_line_starts_without_torch():
     code = "import sys, editcore.cli; print(sorted({'torch', 'transformers', 'streamlit'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_module_can_be_the_first_to_be_imported():
+    """A circle of imports works from one end only: each module is tried in a fresh copy of the process."""
+    code = """
+import importlib, os, pathlib, sys
+import torch, transformers  # shared by all copies
+root, failed = pathlib.Path("editcore"), []
+for file in sorted(root.rglob("*.py")):
+    name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    failed += [name] * bool(os.waitpid(child, 0)[1])
+print(failed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", done.stderr

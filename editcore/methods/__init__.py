@@ -7,8 +7,8 @@ from typing import Any
 
 from editcore.errors import BadSetting, UnknownMethod
 from editcore.handle import Handle
+from editcore.method import Cost, Method, Work, checked, describe
 from editcore.methods.alphaedit import AlphaEdit
-from editcore.methods.base import Cost, Method, Work, checked, describe
 from editcore.methods.emmet import EMMET
 from editcore.methods.enn import ENN
 from editcore.methods.ft import FT

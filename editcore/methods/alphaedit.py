@@ -8,12 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from editcore import algebra, statistics, subject
+from editcore import algebra, dials, statistics, subject
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, setting
+from editcore.method import Cost, Work, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, from_plain
 from editcore.spread import cost, mean_keys, sites, span, spread

@@ -14,7 +14,7 @@ from editcore import gradients, learned, trained
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Dense, Patch
 from editcore.records import EditRequest
 

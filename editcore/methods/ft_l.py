@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from editcore import descent
+from editcore import descent, dials
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest
 

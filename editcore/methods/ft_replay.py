@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore import corpus, descent
+from editcore import corpus, descent, dials
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest
 

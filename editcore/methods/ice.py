@@ -9,7 +9,7 @@ from typing import ClassVar
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.memory import Header
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import join

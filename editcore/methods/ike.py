@@ -11,7 +11,7 @@ from editcore.anatomy import Site
 from editcore.demonstrations import Demonstration
 from editcore.handle import Handle
 from editcore.memory import Header
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.methods.ice import FORMS, FORMS_HELP
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress

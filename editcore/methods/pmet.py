@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from editcore import dials
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, setting
+from editcore.method import Cost, Work, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest
 from editcore.spread import cost, ridge, sites, span, spread

@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from editcore import algebra, statistics, subject
+from editcore import algebra, dials, statistics, subject
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spread import cost, sites

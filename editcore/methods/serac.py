@@ -18,7 +18,7 @@ from editcore.errors import BadSetting
 from editcore.gradients import Texts
 from editcore.handle import Handle
 from editcore.learned import Example, Parts
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.prompts import reading
 from editcore.records import EditRequest, Progress

@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editcore import corpus, gradients
+from editcore import corpus, dials, gradients
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import Row

@@ -10,13 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editcore import algebra, corpus, subject
+from editcore import algebra, corpus, dials, subject
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.memory import Side, excitement
-from editcore.methods import dials
-from editcore.methods.base import Cost, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from editcore import algebra, subject
-from editcore.methods.base import Method, setting
+from editcore.method import Method, setting
 
 
 def block(words: str = "Block to edit (0 = first)") -> Any:
