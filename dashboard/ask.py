@@ -44,10 +44,10 @@ def box(view: SessionState, health: Health, busy: bool) -> None:
 
 
 def _answers(view: SessionState, prompt: str) -> dict[str, Any] | None:
-    edit = view.reports[-1].sentence if view.reports else ""
+    standing = [(row.edit, row.strength) for row in view.rows if row.on]
     try:
         found: dict[str, Any] = state.once(
-            "asked", [prompt, edit], lambda: resources.engine().probe(view.session, [prompt])[0]
+            "asked", [prompt, standing], lambda: resources.engine().probe(view.session, [prompt])[0]
         )
     except EditcoreError as error:
         st.warning(message(str(error)), icon=":material/block:")

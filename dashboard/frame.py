@@ -10,6 +10,7 @@ from dashboard import resources, state
 from dashboard.text import duration, message, plain, shorten
 from editcore.engine.contract import Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
+from editcore.history import Move
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
 KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation")
@@ -80,13 +81,10 @@ def open_page(kind: JobKind) -> Frame:
 
 def look(session: str, health: Health) -> tuple[SessionState, str]:
     """The session as the engine sees it, and what went wrong while looking."""
-    empty = SessionState(session, (), None, False)
-    if health.state in ("starting", "failed"):
-        return empty, ""
     try:
-        return resources.engine().session(session), ""
+        return resources.engine().sessions.state(session), ""
     except EditcoreError as error:
-        return empty, str(error)
+        return SessionState(session), str(error)
 
 
 def watched(view: SessionState) -> tuple[JobState | None, JobState | None, JobState | None]:
@@ -125,10 +123,7 @@ def header(session: str, health: Health, view: SessionState, running: bool) -> N
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="header"):
         st.markdown("**editcore**", width="content")
         if view.edited:
-            last = view.reports[-1]
-            title = {m.name: m.title for m in resources.methods()}.get(last.method, last.method)
-            told = f"{shorten(last.request.target, 40)} ({title})"
-            st.badge(f"Edited: {plain(told)}", icon=":material/edit:", color="orange")
+            st.badge(f"Edited: {plain(in_place(view))}", icon=":material/edit:", color="orange")
             st.button(
                 "Reset to base", key="reset", icon=":material/undo:", on_click=reset, args=(session,),
                 disabled=running, help="Removes the edit; the weights were never written, so nothing is left behind.",
@@ -136,6 +131,16 @@ def header(session: str, health: Health, view: SessionState, running: bool) -> N
         else:
             st.badge("Base model answers", icon=":material/lock:", color="gray")
         st.caption(plain(model_line(health)), width="content")
+
+
+def in_place(view: SessionState) -> str:
+    """The edits that count, in a few words."""
+    counting = [row for row in view.rows if row.on and row.strength > 0]
+    if len(counting) != 1:
+        return f"{len(counting)} edits"
+    titles = {m.name: m.title for m in resources.methods()}
+    (row,) = counting
+    return f"{shorten(row.target, 40)} ({titles.get(row.method, row.method)})"
 
 
 def model_line(health: Health) -> str:
@@ -206,7 +211,7 @@ def busy(job: JobState | None) -> str:
 def reset(session: str) -> None:
     """Back to the base model."""
     try:
-        resources.engine().reset(session)
+        resources.engine().sessions.move(session, Move("reset"))
         state.watch("", "edit")
         state.next_attempt()
         st.toast("Back to the base model.", icon=":material/undo:")

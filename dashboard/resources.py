@@ -17,7 +17,7 @@ import streamlit as st
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EngineError
-from editcore.records import MethodInfo
+from editcore.records import EditReport, MethodInfo
 
 _DRAFTS = 200  # sessions whose half-filled form is kept
 PATIENCE = 8.0  # seconds the page waits for a short question
@@ -71,6 +71,12 @@ def beliefs(fingerprint: str, prompts: tuple[str, ...], answers: tuple[tuple[str
         "believe", PATIENCE, prompts=list(prompts), answers=[list(group) for group in answers]
     )
     return asked
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def reports(session: str, edit: str) -> tuple[EditReport, ...]:
+    """What an edit did when it was made; that never changes, so it is read once."""
+    return engine().sessions.reports(session, edit)
 
 
 class Drafts:

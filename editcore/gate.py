@@ -16,6 +16,7 @@ LONGEST_ANSWER = 2_000  # characters
 MOST_METHODS = 32  # in one comparison
 MOST_PROBES = 1_000  # paraphrases and probes together
 MOST_PROMPTS = 200  # in one probe call
+MOST_REQUESTS = 1_000  # in one edit
 LONGEST_FILE = 5_000_000  # characters of a file of examples
 
 
@@ -68,6 +69,14 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
             )
     if not all(value is None or isinstance(value, str | int | float | bool) for value in (settings or {}).values()):
         raise BadSetting("The settings hold something that is not a number, a text or a choice.")
+
+
+def check_list(requests: Sequence[EditRequest]) -> None:
+    """Refuse a list of edits that is empty or too long."""
+    if not 0 < len(requests) <= MOST_REQUESTS:
+        raise BadRequest(
+            f"There are {len(requests):,} edits to make.", f"1 to {MOST_REQUESTS:,} were wanted.", "Split the list."
+        )
 
 
 def check_plans(request: EditRequest, plans: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

@@ -228,6 +228,30 @@ class MethodInfo:
     published: Mapping[str, Any] = field(default_factory=dict)  # values of the paper, where the defaults differ
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Whether one earlier edit still holds."""
+
+    prompt: str
+    target: str
+    held: bool  # the prompt still gives the new answer
+    probability: float  # of the new answer, per-token geometric mean
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """How an edited model is, with everything in place."""
+
+    held: tuple[Held, ...]  # one an edit, in the order of the stack
+    probes: int  # unrelated prompts that were read
+    drift: float | None  # share of them whose answer moved away from the base model's; None: there were none
+    kl: float | None  # their mean KL of the next-token distribution from the base model's, nats
+    perplexity: float  # of a neutral text
+    base_perplexity: float  # of the same, by the base model
+    entropy: float  # n-gram entropy of a continuation, bits
+    base_entropy: float  # of the base model's
+
+
 T = TypeVar("T")
 
 

@@ -10,15 +10,31 @@ import signal
 import time
 from pathlib import Path
 
-from editcore.errors import Cancelled, Diverged, ModelError
-from editcore.records import EditReport, ModelInfo, PatchInfo, Progress, Scores, Seconds
+from editcore.errors import Cancelled, Diverged, ModelError, PatchError
+from editcore.records import (
+    Checkup,
+    EditReport,
+    EditRequest,
+    Held,
+    ModelInfo,
+    PatchInfo,
+    Probe,
+    ProbeResult,
+    Progress,
+    Reading,
+    Scores,
+    Seconds,
+)
+
+_PROBES = (Probe("edit", "Where?"),)
+_READING = Reading(None, None, (), "")
 
 
 class FakeDesk:
-    """Remembers which patch is whose; every edit takes `steps` steps of `pause` seconds."""
+    """Every edit takes `steps` steps of `pause` seconds; the edited model says what the edit on top wants."""
 
     def __init__(self, model: str) -> None:
-        self.model, self.active = model, {}
+        self.model, self.viewed = model, 0
 
     def info(self):
         return ModelInfo(self.model, "f" * 8, "fake", 1, 1, "cpu", "none", "float32", "none", False, 4)
@@ -42,15 +58,35 @@ class FakeDesk:
             return os.getpid()
         return {"name": name, "arguments": arguments, "nan": math.nan}
 
-    def edit(self, session, request, method, settings, report, stop, folder: Path):
-        made = self._work(request, method, settings, report, stop)
-        (folder / "patch.json").write_text(json.dumps(request.target))
+    def edit(self, standing, requests, method, settings, report, stop, folder: Path):
+        made = tuple(self._work(request, method, settings, report, stop) for request in requests)
+        below = [json.loads((path / "patch.json").read_text())["says"] for path, _ in standing]
+        (folder / "patch.json").write_text(json.dumps({"says": requests[0].target, "on": below}))
         return made
 
-    def trial(self, request):
+    def trial(self, standing, request):
         if request.target == "nowhere":
             raise ModelError("The model cannot read this.", "", "Ask something else.")
         return lambda method, settings, report, stop: self._work(request, method, settings, report, stop)
+
+    def view(self, standing, report):
+        self.viewed += 1
+        return tuple(ProbeResult(probe, _READING, _READING, float(len(standing)), False) for probe in _PROBES)
+
+    def check_up(self, standing, reports, stop):
+        held = tuple(Held(r.request.prompt, r.request.target, True, 0.9) for r in reports)
+        return Checkup(held, 0, None, None, 10.0 + len(standing), 10.0, 5.0, 5.0)
+
+    def adopt(self, standing, source: Path, request, folder: Path, stop):
+        told = json.loads((source / "patch.json").read_text())
+        if told.get("bad"):
+            raise PatchError("This patch holds a number that is not finite.", "", "Save it again.")
+        (folder / "patch.json").write_text(json.dumps(told))
+        return (self._work(request or EditRequest("Where?", told["says"]), "rome", {}, lambda p: None, stop),)
+
+    def export(self, format, edits, options, folder: Path, stop):
+        folder.mkdir()
+        (folder / "edits.json").write_text(json.dumps([[strength, len(reports)] for _, strength, reports in edits]))
 
     def _work(self, request, method, settings, report, stop):
         for step in range(1, settings.get("steps", 2) + 1):
@@ -73,17 +109,10 @@ class FakeDesk:
         if examples["edits"] == "useless":
             raise ModelError("Nothing can be learned from this.", "", "Give other examples.")
 
-    def activate(self, session, folder):
-        if folder is None:
-            self.active.pop(session, None)
-        else:
-            self.active[session] = json.loads((folder / "patch.json").read_text())
-
-    def probe(self, session, prompts):
-        edited = self.active.get(session)
-        return [
-            {"prompt": p, "base": {"answer": "old"}, "edited": {"answer": edited} if edited else None} for p in prompts
-        ]
+    def probe(self, standing, prompts):
+        edited = [json.loads((path / "patch.json").read_text())["says"] for path, strength in standing]
+        answer = {"answer": edited[-1], "all": edited, "at": [s for _, s in standing]} if edited else None
+        return [{"prompt": p, "base": {"answer": "old"}, "edited": answer} for p in prompts]
 
 
 def _fail(kind):

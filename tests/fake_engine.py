@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from editcore.engine.contract import Health, JobState, Plans, SessionState, recent
+from editcore import history
+from editcore.engine.contract import Health, JobState, Plans, recent
+from editcore.engine.sessions import StoredSessions
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
     AnswerScore,
@@ -34,6 +38,7 @@ from editcore.records import (
     SettingInfo,
     to_plain,
 )
+from editcore.store import Made, Store
 
 PM = "Who is the Prime Minister of the United Kingdom?"
 KNOWN = {
@@ -73,6 +78,7 @@ MODEL = ModelInfo("world-2019", "3f9a77c1", "gpt2", 8_600_000, 8, "cpu", "no GPU
 
 @dataclass
 class _Job:
+    name: str
     session: str
     request: EditRequest | None
     plans: list[tuple[str, dict[str, Any]]]
@@ -106,7 +112,9 @@ class FakeEngine:
         self.ready_at = time.monotonic() + start_seconds
         self.jobs: dict[str, _Job] = {}
         self.keys: dict[tuple[str, str], str] = {}
-        self.applied: dict[str, EditReport] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="editcore-fake-")
+        self.store = Store(Path(self._folder.name))
+        self.sessions = StoredSessions(self.store, self._unfinished)
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.submitted: list[tuple[EditRequest, str, dict[str, Any]]] = []
         self.compared: list[tuple[EditRequest, list[tuple[str, dict[str, Any]]]]] = []
@@ -126,8 +134,10 @@ class FakeEngine:
         self.asked.append((name, arguments))
         return getattr(self, f"_{name}")(**arguments)
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
-        return self._add("edit", session, request, [(method, dict(settings))], key)
+    def submit(
+        self, session: str, requests: Sequence[EditRequest], method: str, settings: Mapping[str, Any], key: str
+    ) -> str:
+        return self._add("edit", session, requests[0], [(method, dict(settings))], key)
 
     def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
         return self._add("comparison", session, request, [(m, dict(s)) for m, s in methods], key)
@@ -140,16 +150,16 @@ class FakeEngine:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
             raise BY_NAME[self.fail]("Seen: something odd.", "Wanted: something else.", "Try: again.")
-        if self.session(session).job:
+        if self._unfinished(session):
             raise EngineBusy("An edit of this session is unfinished.", "", "Wait for it or cancel it.")
-        job = secrets.token_hex(4)
+        job = secrets.token_hex(8)
         if kind == "edit":
             self.submitted.append((request, *plans[0]))
         elif kind == "preparation":
             self.prepared.append(plans[0])
         else:
             self.compared.append((request, plans))
-        self.jobs[job] = _Job(session, request, plans, kind, time.monotonic())
+        self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
         self.keys[session, key] = job
         return job
 
@@ -162,7 +172,7 @@ class FakeEngine:
                 self.untrained.discard(job.plans[0][0])
             elif job.kind == "edit":
                 job.report = make_report(job.request, *job.plans[0], self.took)
-                self.applied[job.session] = job.report
+                self._apply(job)
         return job.ended or "running"
 
     def _step(self, job: _Job) -> int:
@@ -197,27 +207,29 @@ class FakeEngine:
         if self._status(self.jobs[job]) == "running":
             self.jobs[job].ended = "cancelled"
 
-    def session(self, session: str) -> SessionState:
+    def _unfinished(self, session: str) -> str | None:
         running = [name for name, j in self.jobs.items() if j.session == session and self._status(j) == "running"]
-        report = self.applied.get(session)
-        return SessionState(session, (report,) if report else (), running[-1] if running else None, report is not None)
+        return running[-1] if running else None
 
-    def reset(self, session: str) -> None:
-        self.applied.pop(session, None)
+    def _apply(self, job: _Job) -> None:
+        (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
+        below = history.in_place(self.store.stack(job.session))
+        self.store.commit(job.session, [Made(job.name, (job.report,), below)])
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        edited = self.applied.get(session)
+        standing = [row for row in self.sessions.state(session).rows if row.on]
         rows = []
         for prompt in prompts:
             old = KNOWN.get(prompt, ("I", ""))[0]
             base = {"text": f" {old}.", "top": [[" " + old.split()[0], 0.98]], "answer": old}
-            new = edited.request.target if edited and edited.request.prompt == prompt else old
+            new = next((row.target for row in reversed(standing) if row.prompt == prompt), old)
             rows.append({"prompt": prompt, "base": base,
-                         "edited": {**base, "text": f" {new}.", "answer": new} if edited else None})  # fmt: skip
+                         "edited": {**base, "text": f" {new}.", "answer": new} if standing else None})  # fmt: skip
         return rows
 
     def close(self) -> None:
         self.closed = True
+        self.store.close()
 
     def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         prompt, target, subject = request["prompt"], request["target"], request["subject"]

@@ -75,7 +75,7 @@ def test_every_module_can_be_the_first_to_be_imported():
 import importlib, os, pathlib, sys
 import torch, transformers  # shared by all copies
 root, failed = pathlib.Path("editcore"), []
-for file in sorted(root.rglob("*.py")):
+for file in sorted(set(root.rglob("*.py")) - set(root.rglob("migrations/**/*.py"))):  # those are Alembic's to run
     name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
     child = os.fork()
     if not child:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import math
 import os
 import signal
@@ -17,10 +15,10 @@ from pathlib import Path
 import fake_desk
 import pytest
 
-from editcore.engine import InlineEngine, LocalEngine, menu, new_session, queue, sessions
+from editcore.engine import InlineEngine, LocalEngine, menu, new_session, queue
 from editcore.engine.contract import outdated
-from editcore.engine.sessions import SessionStore
 from editcore.errors import BadInput, BadRequest, EngineBusy, EngineError, ModelError, SubjectNotFound
+from editcore.history import Move
 from editcore.records import EditRequest
 
 HERE = Path(__file__).resolve().parent
@@ -66,7 +64,11 @@ def until(true, seconds=10.0):
 
 
 def submit(engine, session, key="k", request=REQUEST, **settings):
-    return engine.submit(session, request, "rome", settings, key)
+    return engine.submit(session, [request], "rome", settings, key)
+
+
+def reset(engine, session):
+    return engine.sessions.move(session, Move("reset"))
 
 
 def finish(engine, job):
@@ -78,8 +80,9 @@ def running(engine, job):
     until(lambda: engine.poll(job).status == "running" and engine.poll(job).sequence > 0)
 
 
-def log_of(home, session):
-    return home / "sessions" / session / "log.jsonl"
+def answer(engine, session):
+    edited = engine.probe(session, ["?"])[0]["edited"]
+    return edited and edited["answer"]
 
 
 # the same contract, inline and through a process --------------------------------------------------------------
@@ -90,11 +93,12 @@ def test_an_edit_is_done_and_applied(engine):
     state = finish(engine, submit(engine, session))
     assert (state.status, state.error, state.sequence) == ("done", "", 2)
     assert state.report.request == REQUEST and Path(state.report.patch.path).is_dir()
-    (applied,) = engine.session(session).reports
-    assert (applied.request, applied.patch) == (REQUEST, state.report.patch)
-    assert engine.session(session).edited and engine.session(session).job is None
-    (answer,) = engine.probe(session, ["Where?"])
-    assert answer["edited"] == {"answer": "Rome"}
+    (applied,) = engine.sessions.state(session).rows
+    assert (applied.edit, applied.prompt, applied.target) == (state.job, REQUEST.prompt, "Rome")
+    (report,) = engine.sessions.reports(session, applied.edit)
+    assert (report.request, report.patch) == (REQUEST, state.report.patch)
+    assert engine.sessions.state(session).edited and engine.sessions.state(session).job is None
+    assert answer(engine, session) == "Rome"
 
 
 def test_events_after_a_number_are_the_rest(engine):
@@ -126,11 +130,11 @@ def test_a_double_click_is_one_job(engine):
 def test_a_second_edit_of_a_session_is_refused_by_name(engine):
     session = new_session()
     job = submit(engine, session, "a", **LONG)
-    assert engine.session(session).job == job
+    assert engine.sessions.state(session).job == job
     with pytest.raises(EngineBusy, match=job):
         submit(engine, session, "b")
     with pytest.raises(EngineBusy, match=job):
-        engine.reset(session)
+        reset(engine, session)
     engine.cancel(job)
     finish(engine, job)
 
@@ -142,8 +146,8 @@ def test_cancel_between_steps_keeps_nothing(engine):
     engine.cancel(job)
     state = finish(engine, job)
     assert state.status == "cancelled" and state.error_kind == "Cancelled" and state.sequence < 400
-    assert not engine.session(session).edited
-    assert engine.probe(session, ["?"])[0]["edited"] is None
+    assert not engine.sessions.state(session).edited
+    assert answer(engine, session) is None
 
 
 def test_a_queued_job_knows_its_place_and_can_be_dropped(engine):
@@ -166,18 +170,19 @@ def test_sessions_do_not_meet(engine):
     jobs = [submit(engine, mine), submit(engine, yours, request=EditRequest("The capital of Peru is", "Cusco"))]
     for job in jobs:
         finish(engine, job)
-    engine.reset(mine)
-    answers = [engine.probe(s, ["?"])[0]["edited"] for s in (mine, yours, other)]
-    assert answers == [None, {"answer": "Cusco"}, None]
-    assert [engine.session(s).edited for s in (mine, yours, other)] == [False, True, False]
+    reset(engine, mine)
+    assert [answer(engine, s) for s in (mine, yours, other)] == [None, "Cusco", None]
+    assert [engine.sessions.state(s).edited for s in (mine, yours, other)] == [False, True, False]
 
 
-def test_the_next_edit_replaces_the_last(engine):
+def test_the_next_edit_is_made_on_top_of_the_last(engine):
     session = new_session()
     finish(engine, submit(engine, session, "a"))
     finish(engine, submit(engine, session, "b", EditRequest("The capital of Peru is", "Cusco")))
-    assert [report.request.target for report in engine.session(session).reports] == ["Cusco"]
-    assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Cusco"}
+    rows = engine.sessions.state(session).rows
+    assert [(row.number, row.target, row.shifted) for row in rows] == [(1, "Rome", False), (2, "Cusco", False)]
+    (told,) = engine.probe(session, ["?"])
+    assert told["edited"]["all"] == ["Rome", "Cusco"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +200,7 @@ def test_a_failed_edit_says_why_and_keeps_nothing(engine, fail, kind, words):
     state = finish(engine, submit(engine, session, fail=fail))
     assert (state.status, state.error_kind) == ("failed", kind)
     assert words in state.error and "secret" not in state.error
-    assert not engine.session(session).edited
+    assert not engine.sessions.state(session).edited
     assert finish(engine, submit(engine, session, "again")).status == "done"
 
 
@@ -221,7 +226,12 @@ def test_a_question_waits_no_longer_than_it_says(engine):
 
 @pytest.mark.parametrize("session", ["short", "../../../etc/passwd", "a" * 65, "a/b" * 8, "a.b" * 8, ""])
 def test_only_session_ids_become_folders(engine, session):
-    for call in (engine.session, engine.reset, lambda s: submit(engine, s), lambda s: engine.probe(s, ["?"])):
+    for call in (
+        engine.sessions.state,
+        lambda s: reset(engine, s),
+        lambda s: submit(engine, s),
+        lambda s: engine.probe(s, ["?"]),
+    ):
         with pytest.raises(BadRequest, match="not a session"):
             call(session)
 
@@ -268,71 +278,6 @@ def test_questions_pass_queued_edits(inline):
     inline.cancel(later)
 
 
-# the disk ---------------------------------------------------------------------------------------------------------
-
-
-def refuse(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def write_half(handle, data):
-    os.write(handle, data[: len(data) // 2])
-    refuse()
-
-
-@pytest.mark.parametrize("broken", ["_write_all", "_flush"])
-def test_a_full_disk_fails_the_job_and_leaves_no_half_row(inline, tmp_path, monkeypatch, broken):
-    session = new_session()
-    finish(inline, submit(inline, session, "a"))
-    before = log_of(tmp_path, session).read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(sessions, broken, write_half if broken == "_write_all" else refuse)
-        state = finish(inline, submit(inline, session, "b", EditRequest("Where?", "Oslo")))
-    assert state.status == "failed" and "could not be saved: no space left" in state.error
-    assert log_of(tmp_path, session).read_bytes() == before
-    assert len(list((tmp_path / "sessions" / session / "patches").iterdir())) == 1
-    assert inline.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
-
-
-def test_a_half_row_is_ignored_and_overwritten(inline, tmp_path):
-    session = new_session()
-    finish(inline, submit(inline, session, "a"))
-    with log_of(tmp_path, session).open("ab") as log:
-        log.write(b'{"kind":"res')
-    assert inline.session(session).edited
-    finish(inline, submit(inline, session, "b"))
-    rows = log_of(tmp_path, session).read_bytes().splitlines()
-    assert [json.loads(row)["kind"] for row in rows] == ["edit", "edit"]
-    assert len(SessionStore(tmp_path).applied(session)) == 1
-
-
-def test_a_damaged_log_is_set_aside_and_said(inline, tmp_path):
-    session = new_session()
-    finish(inline, submit(inline, session))
-    log_of(tmp_path, session).write_bytes(b"garbage\n")
-    with pytest.raises(EngineError, match="damaged"):
-        inline.session(session)
-    assert not inline.session(session).edited
-    assert [p.read_bytes() for p in log_of(tmp_path, session).parent.glob("log.damaged-*")] == [b"garbage\n"]
-
-
-def test_reset_is_remembered(tmp_path):
-    session = new_session()
-    for edited in (True, False):
-        with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
-            if edited:
-                finish(engine, submit(engine, session))
-                engine.reset(session)
-            assert not engine.session(session).edited and engine.probe(session, ["?"])[0]["edited"] is None
-
-
-def test_looking_at_a_session_writes_nothing(inline, tmp_path):
-    session = new_session()
-    inline.session(session)
-    inline.reset(session)
-    assert not (tmp_path / "sessions").exists()
-
-
 # comparisons ------------------------------------------------------------------------------------------------------
 
 
@@ -357,8 +302,8 @@ def test_a_comparison_tries_every_method_in_order_and_applies_nothing(engine):
     assert [(o.method, o.settings, o.report.request, o.error) for o in state.outcomes] == [
         ("rome", {}, REQUEST, ""), ("ft", {"steps": 3}, REQUEST, ""), ("rome", {"steps": 4}, REQUEST, "")
     ]  # fmt: skip
-    assert not engine.session(session).edited and engine.session(session).job is None
-    assert engine.probe(session, ["?"])[0]["edited"] is None
+    assert not engine.sessions.state(session).edited and engine.sessions.state(session).job is None
+    assert answer(engine, session) is None
     assert [e.text for e in state.events if e.stage == "read"] == ["rome, 1 of 3", "ft, 2 of 3", "rome, 3 of 3"]
 
 
@@ -368,7 +313,7 @@ def test_outcomes_appear_one_by_one_and_a_reload_finds_them(engine):
     until(lambda: engine.poll(job).outcomes)
     state = engine.poll(job)
     assert (state.status, state.outcomes[0].method, len(state.outcomes)) == ("running", "rome", 1)
-    assert engine.session(session).job == job and engine.health().busy == "comparison"
+    assert engine.sessions.state(session).job == job and engine.health().busy == "comparison"
     assert engine.poll(job).outcomes == state.outcomes
     with pytest.raises(EngineBusy, match=f"comparison.*{job}"):
         submit(engine, session, "other")
@@ -382,8 +327,8 @@ def test_a_session_keeps_its_edit_through_a_comparison(engine):
     session = new_session()
     finish(engine, submit(engine, session))
     finish(engine, compare(engine, session, ("ft", {}), request=EditRequest("Where?", "Oslo")))
-    assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
-    assert [r.method for r in engine.session(session).reports] == ["rome"]
+    assert answer(engine, session) == "Rome"
+    assert [row.method for row in engine.sessions.state(session).rows] == ["rome"]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +374,7 @@ def test_a_kill_in_the_middle_of_a_comparison_keeps_what_was_seen(tmp_path):
         state = engine.poll(job)
         assert (state.status, [o.method for o in state.outcomes]) == ("lost", ["rome"])
         assert "Press Compare again" in state.error
-        assert engine.session(session).edited and engine.session(session).job is None
+        assert engine.sessions.state(session).edited and engine.sessions.state(session).job is None
 
 
 def test_a_poisoned_accelerator_ends_the_comparison(tmp_path):
@@ -490,20 +435,19 @@ def test_kill_in_the_middle_of_an_edit_loses_only_that_edit(tmp_path):
         assert len(state.events) == state.sequence > 0
         assert engine.poll(waits).status == "lost"
         assert engine.health().state in ("restarting", "ready")
-        assert engine.session(session).edited
-        assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+        assert engine.sessions.state(session).edited
+        assert answer(engine, session) == "Rome"
         assert engine.poll(done).status == "done" and len(engine.poll(done).events) == 2
         assert engine.ask("pid") != pid
         assert finish(engine, submit(engine, session, "c", EditRequest("Where?", "Oslo"))).status == "done"
-        left = [p.name for p in (tmp_path / "sessions" / session).iterdir()]
-        assert sorted(left) == ["log.jsonl", "patches"]
+        assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_an_edit_committed_just_before_a_kill_is_done(tmp_path):
     session = new_session()
     with worker(tmp_path) as engine:
         job = submit(engine, session)
-        until(lambda: engine.session(session).edited and engine.session(session).job is None)
+        until(lambda: engine.sessions.state(session).edited and engine.sessions.state(session).job is None)
         os.kill(engine._process.pid, signal.SIGKILL)
         until(lambda: engine._generation == 2)
         state = engine.poll(job)
@@ -535,14 +479,14 @@ def test_a_worker_that_keeps_dying_is_given_up(tmp_path):
         assert "5 times within a minute" in engine.health().message
         with pytest.raises(EngineError, match="5 times within a minute"):
             engine.ask("preflight")
-        assert engine.session(new_session()).reports == ()
+        assert engine.sessions.state(new_session()).rows == ()
 
 
 def test_a_reload_finds_its_session_and_its_job(local):
     session = new_session()
     job = submit(local, session, **LONG)
     running(local, job)
-    found = local.session(session).job
+    found = local.sessions.state(session).job
     assert found == job and local.poll(found).progress.stage == "edit"
     local.cancel(job)
     finish(local, job)
@@ -553,8 +497,8 @@ def test_a_new_client_finds_committed_edits(tmp_path):
     with worker(tmp_path) as engine:
         finish(engine, submit(engine, session))
     with worker(tmp_path) as engine:
-        assert engine.session(session).reports[0].request == REQUEST
-        assert engine.probe(session, ["?"])[0]["edited"] == {"answer": "Rome"}
+        assert engine.sessions.state(session).rows[0].prompt == REQUEST.prompt
+        assert answer(engine, session) == "Rome"
 
 
 def test_sigterm_lets_the_running_edit_finish(tmp_path):
@@ -564,7 +508,7 @@ def test_sigterm_lets_the_running_edit_finish(tmp_path):
         running(engine, job)
         os.kill(engine._process.pid, signal.SIGTERM)
         until(lambda: engine._generation == 2)
-        assert engine.poll(job).status == "done" and engine.session(session).edited
+        assert engine.poll(job).status == "done" and engine.sessions.state(session).edited
 
 
 def test_ctrl_c_is_left_to_the_page(local):
@@ -611,7 +555,7 @@ def test_a_preparation_runs_like_a_job_and_applies_nothing(engine):
     job = prepare(engine, session)
     state = finish(engine, job)
     assert (state.status, state.kind, state.methods, state.report) == ("done", "preparation", ("mend",), None)
-    assert state.sequence == 3 and not engine.session(session).edited
+    assert state.sequence == 3 and not engine.sessions.state(session).edited
     assert prepare(engine, session) == job
 
 

@@ -24,10 +24,10 @@ HOSTILE = "Who is ![t](http://e.org/a.png) <script>x</script> :red[y] $x$ **b** 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setenv("EDITCORE_FAKE_ENGINE", "tests.fake_engine:current")
-    for cached in (resources.engine, resources.methods, resources.beliefs, resources.drafts):
+    for cached in (resources.engine, resources.methods, resources.beliefs, resources.drafts, resources.reports):
         cached.clear()
     yield
-    for cached in (resources.engine, resources.methods, resources.beliefs, resources.drafts):
+    for cached in (resources.engine, resources.methods, resources.beliefs, resources.drafts, resources.reports):
         cached.clear()
 
 
@@ -301,7 +301,7 @@ def test_reset_brings_the_base_back_in_one_click_and_keeps_the_form():
     page.button(key="reset").click()
     page = checked(page.run())
     assert "Base model answers" in words(page) and "reset" not in keys(page)
-    assert not fake_engine.current().applied
+    assert not fake_engine.current().sessions.state(state_of(page, "_session")).edited
     assert page.text_input(key=state.PROMPT).value == PM
 
 

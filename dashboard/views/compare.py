@@ -372,7 +372,7 @@ def keep(session: str, report: EditReport) -> None:
     key = state.digest(["keep", to_plain(report.request), report.method, dict(report.settings), state.attempt()])
     state.forget_error()
     try:
-        job = resources.engine().submit(session, report.request, report.method, report.settings, key)
+        job = resources.engine().submit(session, [report.request], report.method, report.settings, key)
     except EditcoreError as error:
         state.remember_error(type(error).__name__, str(error))
         return

@@ -121,7 +121,7 @@ def apply(session: str, wanted: EditRequest, method: MethodInfo, settings: dict[
     key = state.digest([to_plain(wanted), method.name, settings, state.attempt()])
     state.forget_error()
     try:
-        job = resources.engine().submit(session, wanted, method.name, settings, key)
+        job = resources.engine().submit(session, [wanted], method.name, settings, key)
     except EditcoreError as error:
         state.remember_error(type(error).__name__, str(error))
     else:
@@ -162,8 +162,8 @@ def outcome(page: Frame) -> None:
         st.error(f"{words} {message(job.error)} Nothing of it was kept.", icon=":material/error:")
     elif job and job.status == "cancelled":
         st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
-    if view.reports:
-        results.show(view.reports[-1])
+    if view.rows:
+        results.show(resources.reports(page.session, view.rows[-1].edit)[0])
     elif not job or job.status == "done":
         st.caption("Apply an edit, and this is where its result appears: whether it took, what else moved, "
                    "and the model's words before and after.")  # fmt: skip

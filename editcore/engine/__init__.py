@@ -4,9 +4,9 @@ Importing starts nothing. `LocalEngine` keeps a worker process; `InlineEngine` d
 """
 
 from editcore.engine.client import LocalEngine
-from editcore.engine.contract import Engine, Health, JobState, JobStatus, SessionState
+from editcore.engine.contract import Engine, Health, JobState, JobStatus, Sessions, SessionState
 from editcore.engine.inline import InlineEngine
-from editcore.engine.sessions import home_dir, new_session
+from editcore.home import home_dir, new_session
 
 __all__ = [
     "Engine",
@@ -16,6 +16,7 @@ __all__ = [
     "JobStatus",
     "LocalEngine",
     "SessionState",
+    "Sessions",
     "home_dir",
     "new_session",
 ]

@@ -30,18 +30,20 @@ from editcore.engine.contract import (
     JobState,
     JobStatus,
     Plans,
-    SessionState,
     outdated,
     recent,
 )
 from editcore.engine.inline import PROBE_TIMEOUT, wait
-from editcore.engine.queue import unknown_job
-from editcore.engine.sessions import SessionStore, check_session, home_dir
+from editcore.engine.queue import check_work, unknown_job
+from editcore.engine.sessions import StoredSessions
+from editcore.engine.upload import unpacked
 from editcore.errors import EditcoreError, EngineError
-from editcore.gate import check_examples, check_plans, check_prompts
-from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
+from editcore.gate import check_prompts
+from editcore.home import check_session, home_dir
+from editcore.records import EditReport, EditRequest, MethodInfo, ProbeResult, from_plain, to_plain
+from editcore.store import Store
 
-__all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine", "SessionState"]
+__all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine"]
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 2.0  # seconds
@@ -54,6 +56,9 @@ _AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
     "edit": ("Nothing that was applied before is lost.", "Press Apply again."),
     "comparison": ("The results that were there are kept.", "Press Compare again."),
     "preparation": ("What it had learned at the last checkpoint is kept.", "Start it again with the same examples."),
+    "recomputation": ("The history is as it was.", "Try again."),
+    "adoption": ("Nothing of it was kept.", "Bring the file in again."),
+    "export": ("Nothing was written.", "Export again."),
 }
 RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
 logger = logging.getLogger(__name__)
@@ -90,7 +95,8 @@ class LocalEngine:
         self._command = [sys.executable, "-m", "editcore.engine.worker", "--model", model, "--home", str(self._home)]
         self._command += ["--desk", desk] if desk else []
         self._backoff = backoff
-        self._store = SessionStore(self._home)
+        self._store = Store(self._home)
+        self._sessions = StoredSessions(self._store, self._unfinished)
         self._changed = threading.Condition()  # guards everything below
         self._writing = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None  # alive, as far as known
@@ -142,29 +148,52 @@ class LocalEngine:
         answer = self._send("ask", timeout, name=name, arguments=arguments, timeout=timeout)[0]
         return wait(answer, name, timeout, self.health, until)
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
+    @property
+    def sessions(self) -> StoredSessions:
+        """See `Engine.sessions`."""
+        return self._sessions
+
+    def submit(
+        self, session: str, requests: Sequence[EditRequest], method: str, settings: Mapping[str, Any], key: str
+    ) -> str:
         """See `Engine.submit`."""
-        return self._submit("edit", session, request, [(method, settings)], key)
+        return self._submit("edit", session, requests, [(method, settings)], key)
 
     def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
         """See `Engine.compare`."""
-        return self._submit("comparison", session, request, methods, key)
+        return self._submit("comparison", session, [request], methods, key)
 
     def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
         """See `Engine.prepare`."""
-        return self._submit("preparation", session, None, [(method, examples)], key)
+        return self._submit("preparation", session, [], [(method, examples)], key)
 
-    def _submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
+    def recompute(self, session: str, edit: str, key: str) -> str:
+        """See `Engine.recompute`."""
+        return self._submit("recomputation", session, [], [("", {"edit": edit})], key)
+
+    def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
+        """See `Engine.adopt`."""
+        source = unpacked(data, name, self._home)
+        return self._submit("adoption", session, [request] if request else [], [(name, {"source": str(source)})], key)
+
+    def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
+        """See `Engine.export`."""
+        return self._submit("export", session, [], [(format, options)], key)
+
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
+        """See `Engine.view`."""
+        given = {"session": check_session(session), "edit": edit, "which": which, "request": request}
+        answer, _ = self._send("view", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
+        return tuple(from_plain(ProbeResult, row) for row in wait(answer, "view", PROBE_TIMEOUT, self.health))
+
+    def _submit(self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str) -> str:
         check_session(session)
-        if request is None:
-            check_examples(*plans[0])
-        else:
-            check_plans(request, plans)
+        check_work(kind, requests, plans)
         with self._changed:
             if (session, key) in self._keys:
                 return self._keys[session, key]
         given = {
-            "request": request and to_plain(request),
+            "requests": [to_plain(request) for request in requests],
             "plans": [[method, dict(settings)] for method, settings in plans],
         }
         answer, generation = self._send("submit", CONTROL_TIMEOUT, kind=kind, session=session, key=key, **given)
@@ -205,21 +234,6 @@ class LocalEngine:
                 if not known.state.finished:
                     raise
 
-    def session(self, session: str) -> SessionState:
-        """See `Engine.session`. Answered from disk while there is no worker."""
-        check_session(session)
-        with self._changed:
-            there = self._process is not None
-        if there:
-            with contextlib.suppress(_Gone):
-                return from_plain(SessionState, self._control("session", session=session))
-        edits = self._store.applied(session)
-        return SessionState(session, tuple(edit.report for edit in edits), None, bool(edits))
-
-    def reset(self, session: str) -> None:
-        """See `Engine.reset`."""
-        self._control("reset", session=check_session(session))
-
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """See `Engine.probe`."""
         check_session(session)
@@ -240,6 +254,7 @@ class LocalEngine:
         if process is not None:
             _end(process)
         self._supervisor.join(2.0)
+        self._store.close()
 
     # calls -----------------------------------------------------------------------------------------------------
 
@@ -278,6 +293,16 @@ class LocalEngine:
             raise unknown_job()
         return known
 
+    def _unfinished(self, session: str) -> str | None:
+        """The session's latest job that has not ended, as far as known; asks the worker about it."""
+        with self._changed:
+            mine = [job for job, one in self._jobs.items() if one.state.session == session and not one.state.finished]
+        for job in reversed(mine):
+            with contextlib.suppress(EditcoreError):
+                if not self.poll(job).finished:
+                    return job
+        return None
+
     def _merge(self, known: _Known, heard: JobState, have: int) -> None:
         """Take in what the worker said; its outcomes are those behind the first `have`."""
         with self._changed:
@@ -296,7 +321,10 @@ class LocalEngine:
             return
         report: EditReport | None = None
         with contextlib.suppress(EditcoreError, OSError):
-            report = self._store.committed(known.state.session, known.state.job)
+            if self._store.committed(known.state.job):
+                report = self._store.edit(known.state.session, known.state.job).reports[0]
+            self._store.end_job(known.state.job)
+            self._store.blobs.discard(known.state.job)
         with self._changed:
             if known.state.finished:
                 return

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from editcore.records import EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
+from editcore.history import Move, Row
+from editcore.records import Checkup, EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, ProbeResult, Progress
+from editcore.store.library import Library
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
-JobKind = Literal["edit", "comparison", "preparation"]
+JobKind = Literal["edit", "comparison", "preparation", "recomputation", "adoption", "export"]
 EngineState = Literal["starting", "ready", "failed", "restarting"]
-Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings
+Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings; work without one has its options here
 FINISHED: frozenset[str] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -41,13 +43,14 @@ class JobState:
     progress: Progress | None  # the latest event; while queued, how long the wait is expected to be
     events: tuple[Progress, ...]  # those with sequence > after, oldest first; only the latest 2000 are kept
     sequence: int  # number of events so far; pass it as `after` next time
-    report: EditReport | None  # of an edit, once done
+    report: EditReport | None  # of an edit, once done; of several requests, the first
     error: str  # why it is not done, in full sentences
     error_kind: str  # a name in `errors.BY_NAME`; "" unless failed, cancelled or lost
     seconds: float  # of work so far; 0 while queued
     kind: JobKind = "edit"
     methods: tuple[str, ...] = ()  # only a comparison has more than one
     outcomes: tuple[Outcome, ...] = ()  # of a comparison: one a method, in order, each as soon as it is there
+    file: str = ""  # of an export, once done: where it is
 
     @property
     def finished(self) -> bool:
@@ -57,12 +60,58 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """One session: what is applied to its model, and what is on its way."""
+    """One session: its history, and what is on its way."""
 
     session: str
-    reports: tuple[EditReport, ...]  # applied edits, oldest first; an edit replaces the one before it
-    job: str | None  # the latest unfinished job
-    edited: bool  # the session's model differs from the base
+    rows: tuple[Row, ...] = ()  # the stack, oldest first
+    undo: str = ""  # what undo would take back, in words; "": nothing
+    redo: str = ""  # what redo would do again; "": nothing
+    job: str | None = None  # the latest unfinished job
+    edited: bool = False  # the session's model differs from the base
+    name: str = ""  # given by a person
+    interrupted: str = ""  # what became of a job that never ended, in a sentence; told once
+
+
+class Sessions(Protocol):
+    """What can be said and done about sessions without the model. Every change can be undone."""
+
+    @property
+    def library(self) -> Library:
+        """The sessions as a whole: listed, named, copied, thrown away, shared."""
+        ...
+
+    def state(self, session: str) -> SessionState:
+        """The session as of now; an unknown session is an empty one."""
+        ...
+
+    def reports(self, session: str, edit: str) -> tuple[EditReport, ...]:
+        """What an edit of this session did when it was made: one report a request. Raises BadRequest: there is none."""
+        ...
+
+    def move(self, session: str, move: Move) -> SessionState:
+        """Toggle, scale, remove, reorder or reset.
+
+        Raises:
+            EngineBusy: a job of this session is unfinished.
+            BadRequest: see `history.moved`.
+        """
+        ...
+
+    def undo(self, session: str) -> SessionState:
+        """Take the last change back. Raises EngineBusy: a job of this session is unfinished."""
+        ...
+
+    def redo(self, session: str) -> SessionState:
+        """Do it again. Raises EngineBusy: a job of this session is unfinished."""
+        ...
+
+    def annotate(self, session: str, edit: str, note: str) -> None:
+        """Write a person's own words beside an edit."""
+        ...
+
+    def course(self, session: str) -> tuple[tuple[int, Checkup], ...]:
+        """How the model was after each edit of the stack, with the edit's number; where it was not read, nothing."""
+        ...
 
 
 class Engine(Protocol):
@@ -84,8 +133,17 @@ class Engine(Protocol):
         """
         ...
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
-        """Queue an edit; returns its job id. The same key again returns the same job.
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions; needs no worker."""
+        ...
+
+    def submit(
+        self, session: str, requests: Sequence[EditRequest], method: str, settings: Mapping[str, Any], key: str
+    ) -> str:
+        """Queue an edit on top of what is in place; returns its job id, which becomes the edit's.
+
+        Several requests are made together, in one patch. The same key again returns the same job.
 
         Raises:
             EngineBusy: the queue is full, or the session has another unfinished edit.
@@ -96,7 +154,7 @@ class Engine(Protocol):
     def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
         """Queue the same request through several methods with their settings, one after another; returns the job id.
 
-        A method that fails stops nobody else. Nothing is applied to the session and no patch is kept.
+        Each starts from what is in place. A method that fails stops nobody else; nothing is applied, no patch kept.
 
         Raises:
             EngineBusy, BadInput: as in `submit`.
@@ -117,24 +175,55 @@ class Engine(Protocol):
         """
         ...
 
+    def recompute(self, session: str, edit: str, key: str) -> str:
+        """Queue making this edit and all above it again, each on what is now beneath it; returns the job id.
+
+        Raises:
+            EngineBusy: as in `submit`.
+        """
+        ...
+
+    def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
+        """Queue putting a patch or an adapter from a file on top of what is in place; returns the job id.
+
+        Args:
+            data: a zip file of a patch, of a stack of them, or of a PEFT adapter of this model.
+            name: of the file, for messages.
+            request: what to measure it with when it brings no report.
+
+        Raises:
+            EngineBusy: as in `submit`.
+            BadInput: the file is too large or no zip file.
+        """
+        ...
+
+    def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
+        """Queue writing what is in place as a file to take away; returns the job id, whose `file` has it.
+
+        Args:
+            format: "patch", "peft" or "merged".
+            options: "edits": ids, all that count when left out; "rank": of a dense edit's adapter.
+
+        Raises:
+            EngineBusy: as in `submit`.
+        """
+        ...
+
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
+        """The probes of one edit, from the base model to another one; waits for the model unless it was read before.
+
+        Args:
+            which: "edited": everything in place; "only": this edit alone, at its strength.
+            request: of an edit that holds several, counted from 0.
+        """
+        ...
+
     def poll(self, job: str, after: int = 0) -> JobState:
         """Where the job stands, with the events after sequence number `after`."""
         ...
 
     def cancel(self, job: str) -> None:
         """Ask the job to stop before its next step; finished jobs and the outcomes a comparison has stay."""
-        ...
-
-    def session(self, session: str) -> SessionState:
-        """What is applied and what is on its way; an unknown session is an empty one."""
-        ...
-
-    def reset(self, session: str) -> None:
-        """Back to the base model.
-
-        Raises:
-            EngineBusy: an edit of this session is unfinished.
-        """
         ...
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
-"""What the worker can do, around one loaded model: answer questions, edit, keep each session's patch."""
+"""What the worker can do, around one loaded model: answer questions, edit, measure, export. Knows no session."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,38 @@ from typing import Any
 import psutil
 
 from editcore import measure, spans, suggest
-from editcore.edit import Before, check_request, outlook, preflight, read_before, remember_seconds, run_edit, world_of
-from editcore.engine.queue import Trial
+from editcore.edit import (
+    Before,
+    check_request,
+    outlook,
+    preflight,
+    read_before,
+    remember_seconds,
+    run_edit,
+    run_edits,
+    world_of,
+)
+from editcore.engine.queue import Standing, Taken, Trial
 from editcore.errors import BadInput, EditcoreError
 from editcore.handle import Handle, load
 from editcore.learned import Dials, Heard
 from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
-from editcore.records import EditReport, EditRequest, ModelInfo, Progress, from_plain, to_plain
+from editcore.records import (
+    Checkup,
+    EditReport,
+    EditRequest,
+    ModelInfo,
+    ProbeResult,
+    Progress,
+    from_plain,
+    to_plain,
+)
+from editcore.remeasure import measured, view
 from editcore.training import train_method
 
+MOST_HELD = 512_000_000  # bytes of patches kept in memory
+_ADDRESS = re.compile(r"[0-9a-f]{64}")
 WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
 
 
@@ -31,7 +55,7 @@ class Desk:
 
     def __init__(self, handle: Handle, home: Path) -> None:
         self.handle, self.home = handle, home
-        self._patches: dict[str, Patch] = {}  # session -> what it has in place
+        self._known: OrderedDict[Path, Patch] = OrderedDict()  # patches by folder, those used last behind
         self._reading = 0.0  # seconds one pass over the probes took the last time
 
     def info(self) -> ModelInfo:
@@ -103,23 +127,27 @@ class Desk:
 
     def edit(
         self,
-        session: str,
-        request: EditRequest,
+        standing: Standing,
+        requests: Sequence[EditRequest],
         method: str,
         settings: Mapping[str, Any],
         report: Callable[[Progress], None],
         stop: Callable[[], bool],
         folder: Path,
-    ) -> EditReport:
-        """Edits on scratch and writes the patch into `folder`; the session is not changed yet (see `activate`)."""
-        patch, made = run_edit(self.handle, request, method, settings, home=self.home, report=report, stop=stop)
+    ) -> tuple[EditReport, ...]:
+        """See `DeskLike.edit`; the session is not changed."""
+        patch, made = run_edits(
+            self.handle, requests, method, settings,
+            patches=self._patches(standing), home=self.home, report=report, stop=stop,
+        )  # fmt: skip
         patch.save(folder)
-        remember_seconds(self.handle, made)
+        remember_seconds(self.handle, made[0])
         return made
 
-    def trial(self, request: EditRequest) -> Trial:
-        """The request for any number of methods; the unedited model is read at its probes once."""
+    def trial(self, standing: Standing, request: EditRequest) -> Trial:
+        """The request for any number of methods; the model is read at its probes once before them all."""
         known: list[Before] = []
+        patches = self._patches(standing)
 
         def read(handle: Handle, asked: EditRequest, generate: bool) -> Before:
             if not known:  # methods differ in the subject they need, never in the probes
@@ -130,12 +158,48 @@ class Desk:
             method: str, settings: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
         ) -> EditReport:
             options: dict[str, Any] = {"home": self.home, "report": report, "stop": stop, "before": read}
-            _, made = run_edit(self.handle, request, method, settings, **options)
+            _, made = run_edit(self.handle, request, method, settings, patches=patches, **options)
             remember_seconds(self.handle, made)
             self._reading = made.seconds.measure / 2
             return made
 
         return run
+
+    def view(self, standing: Standing, report: EditReport) -> tuple[ProbeResult, ...]:
+        """See `DeskLike.view`."""
+        return view(self.handle, report, self._patches(standing))
+
+    def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:
+        """See `checkup.check_up`."""
+        from editcore import checkup
+
+        return checkup.check_up(self.handle, self._patches(standing), reports, stop)
+
+    def adopt(
+        self, standing: Standing, source: Path, request: EditRequest | None, folder: Path, stop: Callable[[], bool]
+    ) -> tuple[EditReport, ...]:
+        """See `DeskLike.adopt`.
+
+        Raises:
+            PatchError, WrongModel: what is in `source` cannot be used here.
+            BadRequest: it brings no report, and no request says what to measure.
+        """
+        from editcore.export import brought  # late: it loads peft
+
+        patch, told = brought(self.handle, source)
+        patch.save(folder)
+        requests = [r.request for r in told] or ([request] if request else [])
+        return measured(self.handle, patch, requests, self._patches(standing), stop)
+
+    def export(
+        self, format: str, edits: Sequence[Taken], options: Mapping[str, Any], folder: Path, stop: Callable[[], bool]
+    ) -> None:
+        """See `export.write`."""
+        from editcore.export import write  # late: it loads peft
+
+        taken = [(patch, reports[0]) for patch, (_, _, reports) in zip(
+            self._patches([(f, s) for f, s, _ in edits]), edits, strict=True)]  # fmt: skip
+        write(self.handle, format, taken, folder, options.get("rank"))
 
     def prepare(
         self,
@@ -167,19 +231,28 @@ class Desk:
         )  # fmt: skip
         shutil.rmtree(work)
 
-    def activate(self, session: str, folder: Path | None) -> None:
-        """From now on `session` has the patch in `folder` in place; None: the base model."""
-        if folder is None:
-            self._patches.pop(session, None)
-        else:
-            self._patches[session] = load_patch(folder, self.handle.fingerprint, self.handle.device)
-
-    def probe(self, session: str, prompts: list[str]) -> Any:
-        """Each prompt answered by the base model and, if there is one, by the session's edited model."""
-        patch = self._patches.get(session)
+    def probe(self, standing: Standing, prompts: list[str]) -> Any:
+        """Each prompt answered by the base model and, if anything is in place, by the edited one."""
+        patches = self._patches(standing)
         base = self._answers(prompts, ())
-        edited = self._answers(prompts, (patch,)) if patch else [None] * len(prompts)
+        edited = self._answers(prompts, patches) if patches else [None] * len(prompts)
         return [{"prompt": p, "base": b, "edited": e} for p, b, e in zip(prompts, base, edited, strict=True)]
+
+    def _patches(self, standing: Standing) -> tuple[Patch, ...]:
+        """The patches in these folders at their strengths; those used lately are in memory, by content."""
+        return tuple(self._patch(folder).scaled(strength) for folder, strength in standing)
+
+    def _patch(self, folder: Path) -> Patch:
+        if folder in self._known:
+            self._known.move_to_end(folder)
+            return self._known[folder]
+        patch = load_patch(folder, self.handle.fingerprint, self.handle.device)
+        if _ADDRESS.fullmatch(folder.name):  # what is not at an address of its content may change
+            self._known[folder] = patch
+            held = sum(known.bytes for known in self._known.values())
+            while held > MOST_HELD and len(self._known) > 1:
+                held -= self._known.popitem(last=False)[1].bytes
+        return patch
 
     def _answers(self, prompts: list[str], patches: tuple[Patch, ...]) -> list[dict[str, Any]]:
         return [

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from editcore.engine import wire
-from editcore.engine.contract import Health, JobState, Plans, SessionState
+from editcore.engine.contract import Health, JobState, Plans
 from editcore.engine.queue import DeskLike
 from editcore.engine.room import Room
-from editcore.engine.sessions import SessionStore, home_dir
+from editcore.engine.sessions import StoredSessions
+from editcore.engine.upload import unpacked
 from editcore.errors import EngineError
-from editcore.records import EditRequest, MethodInfo
+from editcore.home import check_session, home_dir
+from editcore.records import EditRequest, MethodInfo, ProbeResult, from_plain
+from editcore.store import Store
 
 OpenDesk = Callable[[str, Path], DeskLike]
 PROBE_TIMEOUT = 60.0  # seconds
@@ -32,7 +35,9 @@ class InlineEngine:
 
     def __init__(self, model: str = "world-2019", home: Path | None = None, open_desk: OpenDesk | None = None) -> None:
         folder, self._name = home or home_dir(), model
-        self._room = Room(lambda: (open_desk or _real_desk())(model, folder), SessionStore(folder))
+        self._home, self._store = folder, Store(folder)
+        self._room = Room(lambda: (open_desk or _real_desk())(model, folder), self._store)
+        self._sessions = StoredSessions(self._store, self._room.unfinished)
         self._room.start()
         self._closed = False
 
@@ -50,17 +55,43 @@ class InlineEngine:
         """See `Engine.ask`."""
         return wait(self._room.ask(name, wire.plain(arguments), timeout), name, timeout, self._room.health)
 
-    def submit(self, session: str, request: EditRequest, method: str, settings: Mapping[str, Any], key: str) -> str:
+    @property
+    def sessions(self) -> StoredSessions:
+        """See `Engine.sessions`."""
+        return self._sessions
+
+    def submit(
+        self, session: str, requests: Sequence[EditRequest], method: str, settings: Mapping[str, Any], key: str
+    ) -> str:
         """See `Engine.submit`."""
-        return self._room.submit("edit", session, request, [(method, settings)], key)
+        return self._room.submit("edit", session, requests, [(method, settings)], key)
 
     def compare(self, session: str, request: EditRequest, methods: Plans, key: str) -> str:
         """See `Engine.compare`."""
-        return self._room.submit("comparison", session, request, methods, key)
+        return self._room.submit("comparison", session, [request], methods, key)
 
     def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
         """See `Engine.prepare`."""
-        return self._room.submit("preparation", session, None, [(method, examples)], key)
+        return self._room.submit("preparation", session, [], [(method, examples)], key)
+
+    def recompute(self, session: str, edit: str, key: str) -> str:
+        """See `Engine.recompute`."""
+        return self._room.submit("recomputation", session, [], [("", {"edit": edit})], key)
+
+    def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
+        """See `Engine.adopt`."""
+        source, requests = unpacked(data, name, self._home), [request] if request else []
+        return self._room.submit("adoption", session, requests, [(name, {"source": str(source)})], key)
+
+    def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
+        """See `Engine.export`."""
+        return self._room.submit("export", session, [], [(format, options)], key)
+
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
+        """See `Engine.view`."""
+        answer = self._room.view(check_session(session), edit, which, request, PROBE_TIMEOUT)
+        read = wait(answer, "view", PROBE_TIMEOUT, self._room.health)
+        return tuple(from_plain(ProbeResult, row) for row in read)
 
     def poll(self, job: str, after: int = 0) -> JobState:
         """See `Engine.poll`."""
@@ -69,14 +100,6 @@ class InlineEngine:
     def cancel(self, job: str) -> None:
         """See `Engine.cancel`."""
         self._room.cancel(job)
-
-    def session(self, session: str) -> SessionState:
-        """See `Engine.session`."""
-        return self._room.session(session)
-
-    def reset(self, session: str) -> None:
-        """See `Engine.reset`."""
-        self._room.reset(session)
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """See `Engine.probe`."""
@@ -89,6 +112,7 @@ class InlineEngine:
         if not self._closed:
             self._closed = True
             self._room.drain(finish=0.0, stop=5.0)
+            self._store.close()
 
 
 def wait(

@@ -9,18 +9,18 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from editcore.engine.contract import FINISHED, JobKind, JobState, JobStatus, Plans, outdated, recent
-from editcore.engine.sessions import check_session
 from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
-from editcore.gate import check_examples, check_plans
-from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress
+from editcore.gate import check_examples, check_list, check_plans
+from editcore.home import check_session
+from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Outcome, ProbeResult, Progress
 
 MOST_EDITS = 16  # jobs that wait
 MOST_QUESTIONS = 64  # that wait
@@ -31,7 +31,14 @@ KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
     "preparation": "started again with the same examples, it goes on where it was",
+    "recomputation": "the history is as it was",
+    "adoption": "nothing of it was kept",
+    "export": "nothing was written",
 }
+
+
+Standing = Sequence[tuple[Path, float]]  # folders of the patches in place, with their strength, oldest first
+Taken = tuple[Path, float, Sequence[EditReport]]  # folder, strength and reports of an edit to be taken away
 
 
 class Trial(Protocol):
@@ -40,7 +47,7 @@ class Trial(Protocol):
     def __call__(
         self, method: str, settings: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
     ) -> EditReport:
-        """Run one edit from the base model and keep nothing of it; raises Cancelled soon after stop()."""
+        """Run one edit and keep nothing of it; raises Cancelled soon after stop()."""
         ...
 
 
@@ -57,27 +64,46 @@ class DeskLike(Protocol):
 
     def edit(
         self,
-        session: str,
-        request: EditRequest,
+        standing: Standing,
+        requests: Sequence[EditRequest],
         method: str,
         settings: dict[str, Any],
         report: Callable[[Progress], None],
         stop: Callable[[], bool],
         folder: Path,
-    ) -> EditReport:
-        """Run one edit from the base model and write its patch into `folder`; raises Cancelled soon after stop()."""
+    ) -> tuple[EditReport, ...]:
+        """Make the edits on top of what is standing, write their patch into `folder`, and report on each.
+
+        Raises Cancelled soon after stop().
+        """
         ...
 
-    def trial(self, request: EditRequest) -> Trial:
+    def trial(self, standing: Standing, request: EditRequest) -> Trial:
         """The request, ready to be tried with several methods: what they share is done once."""
         ...
 
-    def activate(self, session: str, folder: Path | None) -> None:
-        """The patch stored in `folder` is the session's from now on; None: the session is at the base model."""
+    def probe(self, standing: Standing, prompts: list[str]) -> Any:
+        """Read the prompts with the base model and with what is standing."""
         ...
 
-    def probe(self, session: str, prompts: list[str]) -> Any:
-        """Read the prompts with the base model and with the session's patch."""
+    def view(self, standing: Standing, report: EditReport) -> tuple[ProbeResult, ...]:
+        """Read the probes of a report with the base model and with what is standing."""
+        ...
+
+    def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:
+        """How the model is with these edits standing."""
+        ...
+
+    def adopt(
+        self, standing: Standing, source: Path, request: EditRequest | None, folder: Path, stop: Callable[[], bool]
+    ) -> tuple[EditReport, ...]:
+        """Read a patch or an adapter from a folder somebody gave, measure it on top, write it into `folder`."""
+        ...
+
+    def export(
+        self, format: str, edits: Sequence[Taken], options: dict[str, Any], folder: Path, stop: Callable[[], bool]
+    ) -> None:
+        """Write edits into `folder`, to be taken away."""
         ...
 
     def prepare(
@@ -109,7 +135,7 @@ class Job:
     session: str
     key: str
     kind: JobKind
-    request: EditRequest | None  # None: a preparation, which has its examples for settings
+    requests: tuple[EditRequest, ...]  # of an edit or a comparison
     plans: tuple[tuple[str, dict[str, Any]], ...]  # methods with their settings; only a comparison has several
     status: JobStatus = "queued"
     events: deque[Progress] = field(default_factory=lambda: deque(maxlen=_EVENTS))
@@ -118,6 +144,7 @@ class Job:
     outcomes: list[Outcome] = field(default_factory=list)
     error: str = ""
     error_kind: str = ""
+    file: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     committing: bool = False  # past the point where it can be cancelled
     started: float = 0.0
@@ -149,8 +176,15 @@ class WorkQueue:
 
     # anybody ---------------------------------------------------------------------------------------------------
 
-    def submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
-        """Queue a job; the same session and key give the same one. Raises EngineBusy, BadInput, EngineError."""
+    def submit(
+        self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str,
+        noted: Callable[[Job], None] = lambda job: None,
+    ) -> str:  # fmt: skip
+        """Queue a job; the same session and key give the same one. Raises EngineBusy, BadInput, EngineError.
+
+        Args:
+            noted: called with a fresh job before it can run.
+        """
         check_session(session)
         if not isinstance(key, str) or not 0 < len(key) <= 200:
             raise BadRequest("The submission carries no usable key.", "A key of 1 to 200 characters is needed.")
@@ -159,12 +193,10 @@ class WorkQueue:
             if known:
                 return known
             self._check_open()
-            if request is None:
-                check_examples(*plans[0])
-            else:
-                check_plans(request, plans)
+            check_work(kind, requests, plans)
             self._check_room(session)
-            job = Job(secrets.token_hex(8), session, key, kind, request, tuple((m, dict(s)) for m, s in plans))
+            job = Job(secrets.token_hex(8), session, key, kind, tuple(requests), tuple((m, dict(s)) for m, s in plans))
+            noted(job)
             self._jobs[job.job] = job
             self._keys[session, key] = job.job
             self._waiting.append(job)
@@ -194,7 +226,7 @@ class WorkQueue:
                 job=it.job, session=it.session, status=it.status, position=position, progress=progress,
                 events=recent(events, it.sequence, after), sequence=it.sequence, report=it.report, error=it.error,
                 error_kind=it.error_kind, seconds=it.seconds(time.monotonic()), kind=it.kind,
-                methods=tuple(method for method, _ in it.plans), outcomes=tuple(it.outcomes[have:]),
+                methods=tuple(method for method, _ in it.plans), outcomes=tuple(it.outcomes[have:]), file=it.file,
             )  # fmt: skip
 
     def cancel(self, job: str) -> None:
@@ -290,7 +322,7 @@ class WorkQueue:
                 return
             job.report = end
             self._end(job, "done", None)
-            if job.request is not None:
+            if job.requests:
                 self._durations.append(job.seconds(job.ended) / len(job.plans))
 
     # inside, with the lock held --------------------------------------------------------------------------------
@@ -354,6 +386,16 @@ class WorkQueue:
         if waiting and usual is None:
             return None
         return running + sum(len(job.plans) for job in self._waiting[:waiting]) * (usual or 0.0)
+
+
+def check_work(kind: JobKind, requests: Sequence[EditRequest], plans: Plans) -> None:
+    """Refuse a job that could not be carried out whatever the model is."""
+    if kind == "preparation":
+        check_examples(*plans[0])
+    elif kind in ("edit", "comparison"):
+        check_list(requests)
+        for request in requests:
+            check_plans(request, plans)
 
 
 def unknown_job() -> BadRequest:

@@ -9,23 +9,34 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
+import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from editcore import history
 from editcore.engine import wire
-from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans, SessionState
+from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
 from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
-from editcore.engine.sessions import SessionStore, check_session
-from editcore.errors import Cancelled, EditcoreError, EngineBusy, EngineError
+from editcore.engine.sessions import CHECKUP, print_of_view
+from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
-from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress
+from editcore.history import Stack
+from editcore.home import check_session
+from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress, to_plain
+from editcore.store import Made, Store
 
-_ACTIVE = 32  # sessions whose patch the desk is told to keep
+_UNEXPECTED: dict[JobKind, str] = {
+    "edit": "The edit stopped unexpectedly; nothing of it was kept",
+    "comparison": "The comparison stopped unexpectedly",
+    "preparation": "The preparation stopped unexpectedly",
+    "recomputation": "It stopped unexpectedly; the history is as it was",
+    "adoption": "The file could not be brought in; nothing of it was kept",
+    "export": "The export stopped unexpectedly; nothing was written",
+}
 _DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
@@ -43,7 +54,7 @@ class Room:
     def __init__(
         self,
         open_desk: Callable[[], DeskLike],
-        store: SessionStore,
+        store: Store,
         poisoned: Callable[[], None] | None = None,
     ) -> None:
         self._open_desk, self._store, self._poisoned = open_desk, store, poisoned
@@ -53,7 +64,6 @@ class Room:
         self._model: ModelInfo | None = None
         self._busy: str | None = "loading"
         self._memory = 0
-        self._active: OrderedDict[str, Path] = OrderedDict()  # what the desk was told, latest use last
         self._thread = threading.Thread(target=self._work, name="editcore-desk", daemon=True)
 
     def start(self) -> None:
@@ -66,9 +76,13 @@ class Room:
         """How this room is."""
         return Health(self._state, self._message, self._model, self._queue.waiting(), self._busy, self._memory)
 
-    def submit(self, kind: JobKind, session: str, request: EditRequest | None, plans: Plans, key: str) -> str:
-        """See `Engine.submit`, `Engine.compare` and `Engine.prepare`."""
-        return self._queue.submit(kind, session, request, plans, key)
+    def submit(self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str) -> str:
+        """See `Engine.submit`, `Engine.compare` and the other kinds of work."""
+
+        def noted(job: Job) -> None:
+            self._store.begin_job(session, job.job, kind, [method for method, _ in job.plans])
+
+        return self._queue.submit(kind, session, requests, plans, key, noted)
 
     def poll(self, job: str, after: int = 0, have: int = 0) -> JobState:
         """See `Engine.poll`; only the outcomes behind the first `have`."""
@@ -78,23 +92,9 @@ class Room:
         """See `Engine.cancel`."""
         self._queue.cancel(job)
 
-    def session(self, session: str) -> SessionState:
-        """See `Engine.session`."""
-        job = self._queue.unfinished(check_session(session))  # before the log: an edit that ends now is in one of them
-        edits = self._store.applied(session)
-        return SessionState(session, tuple(edit.report for edit in edits), job, bool(edits))
-
-    def reset(self, session: str) -> None:
-        """See `Engine.reset`. The desk hears of it before its next work for this session."""
-        running = self._queue.unfinished(check_session(session))
-        if running:
-            raise EngineBusy(
-                f"A job of this session is unfinished (job {running}).", "", "Wait for it or cancel it, then reset."
-            )
-        try:
-            self._store.reset(session)
-        except OSError as error:
-            raise _disk_error(error) from error
+    def unfinished(self, session: str) -> str | None:
+        """The session's job that is queued or running."""
+        return self._queue.unfinished(session)
 
     def ask(self, name: str, arguments: Mapping[str, Any], timeout: float) -> Future[Any]:
         """A question for the desk; see `Engine.ask`."""
@@ -105,6 +105,11 @@ class Room:
         check_session(session)
         check_prompts(prompts)
         return self._queue.ask("probe", {"session": session, "prompts": list(prompts)}, timeout)
+
+    def view(self, session: str, edit: str, which: str, request: int, timeout: float) -> Future[Any]:
+        """One edit's probes, read with another model; see `Engine.view`."""
+        given = {"session": check_session(session), "edit": edit, "which": which, "request": request}
+        return self._queue.ask("view", given, timeout)
 
     def drain(self, finish: float, stop: float) -> None:
         """Refuse new work, let the running edit finish for `finish` seconds, then cancel it and wait `stop` more."""
@@ -131,7 +136,7 @@ class Room:
                 self._answer(desk, work)
             else:
                 self._busy = work.kind
-                {"edit": self._edit, "comparison": self._compare, "preparation": self._prepare}[work.kind](desk, work)
+                self._carry_out(desk, work)
             try:
                 self._memory = desk.memory()
             except Exception:
@@ -141,9 +146,10 @@ class Room:
     def _answer(self, desk: DeskLike, question: Question) -> None:
         try:
             if question.name == "probe":
-                session = question.arguments["session"]
-                self._tell(desk, session)
-                result = desk.probe(session, question.arguments["prompts"])
+                standing = self._store.standing(question.arguments["session"])
+                result = desk.probe(standing, question.arguments["prompts"])
+            elif question.name == "view":
+                result = self._view(desk, **question.arguments)
             else:
                 result = desk.ask(question.name, question.arguments)
             question.answer.set_result(wire.plain(result))
@@ -151,51 +157,121 @@ class Room:
             question.answer.set_exception(_explain(error, "The question could not be answered", question.name))
             self._check_poison(error)
 
-    def _edit(self, desk: DeskLike, job: Job) -> None:
-        def report(progress: Progress) -> None:
-            self._queue.note(job, progress)
+    def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> list[Any]:
+        stack = self._store.stack(session)
+        placed = history.in_place(stack)
+        if which == "only":
+            placed = tuple((p.edit, p.strength) for p in stack if p.edit == edit) or ((edit, 1.0),)
+        print_ = print_of_view(edit, request, which, placed)
+        known = self._store.reading(session, "view", print_)
+        if known is None:
+            report = self._store.edit(session, edit).reports[request]
+            known = [to_plain(result) for result in desk.view(self._store.placed(placed), report)]
+            self._store.remember(session, "view", print_, known)
+        read: list[Any] = known
+        return read
 
+    def _carry_out(self, desk: DeskLike, job: Job) -> None:
+        kinds: dict[JobKind, Callable[[DeskLike, Job], EditReport | None]] = {
+            "edit": self._edit, "comparison": self._compare, "preparation": self._prepare,
+            "recomputation": self._recompute, "adoption": self._adopt, "export": self._export,
+        }  # fmt: skip
+        end: EditReport | EditcoreError | None
+        fault: BaseException | None = None
         try:
-            folder = self._store.scratch(job.session, job.job)
-            ((method, settings),) = job.plans
-            assert job.request is not None
-            made = desk.edit(job.session, job.request, method, settings, report, job.stop.is_set, folder)
-            self._queue.go_on(job, commit=True)
-            self._queue.finish(job, self._commit(desk, job, made))
-        except BaseException as error:
-            self._store.discard(job.session, job.job)
-            self._queue.finish(job, _explain(error, "The edit stopped unexpectedly; nothing of it was kept", "edit"))
-            self._check_poison(error)
+            end = kinds[job.kind](desk, job)
+        except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
+            self._store.blobs.discard(job.job)
+            fault, end = error, _explain(error, _UNEXPECTED[job.kind], job.kind)
+        try:
+            self._store.end_job(job.job)
+        except EditcoreError:
+            logger.exception("the end of a job could not be written")
+        self._queue.finish(job, end)
+        if fault is not None:
+            self._check_poison(fault)
+
+    def _edit(self, desk: DeskLike, job: Job) -> EditReport:
+        ((method, settings),) = job.plans
+        below = history.in_place(self._store.stack(job.session))
+        folder = self._store.blobs.scratch(job.job)
+        made = desk.edit(
+            self._store.placed(below), job.requests, method, settings, self._hear(job), job.stop.is_set, folder
+        )
+        return self._commit(desk, job, [Made(job.job, made, below)])
 
     def _compare(self, desk: DeskLike, job: Job) -> None:
-        try:
-            assert job.request is not None
-            trial = desk.trial(job.request)
-            for number, (method, settings) in enumerate(job.plans, 1):
-                self._queue.go_on(job)
-                outcome = self._try(trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
-                self._queue.add(job, outcome)
-            self._queue.finish(job, None)
-        except BaseException as error:
-            self._queue.finish(job, _explain(error, "The comparison stopped unexpectedly", "comparison"))
-            self._check_poison(error)
+        trial = desk.trial(self._store.standing(job.session), job.requests[0])
+        for number, (method, settings) in enumerate(job.plans, 1):
+            self._queue.go_on(job)
+            outcome = self._try(trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
+            self._queue.add(job, outcome)
 
     def _prepare(self, desk: DeskLike, job: Job) -> None:
+        ((method, examples),) = job.plans
+        desk.prepare(method, examples, self._hear(job), job.stop.is_set)
+
+    def _recompute(self, desk: DeskLike, job: Job) -> EditReport:
+        """An edit and all above it again, each on what is now beneath it; those switched off are left as they are."""
+        ((_, options),) = job.plans
+        stack = self._store.stack(job.session)
+        first = next((i for i, place in enumerate(stack) if place.edit == options["edit"]), len(stack))
+        kept, again = stack[:first], [p for p in stack[first:]]
+        if not again:
+            raise BadRequest("This edit is not in the history.", "", "Look at the history again.")
+        below = list(history.in_place(kept))
+        folders = self._store.placed(below)
+        made: list[Made] = []
+        for number, place in enumerate(again, 1):
+            old = self._store.edit(job.session, place.edit)
+            folder = self._store.blobs.scratch(f"{job.job}-{number}")
+            title = f"{old.reports[0].method}, {number} of {len(again)}"
+            hear = self._hear(job, title)
+            requests = [report.request for report in old.reports]
+            method, settings = old.reports[0].method, dict(old.reports[0].settings)
+            reports = desk.edit(folders, requests, method, settings, hear, job.stop.is_set, folder)
+            made.append(Made(f"{job.job}-{number}", reports, tuple(below)))
+            if place.on and place.strength > 0:
+                below.append((made[-1].id, place.strength))
+                folders.append((folder, place.strength))
+        name = f"#{self._store.edit(job.session, again[0].edit).number}"
+        said = f"compute {name} again" if len(again) == 1 else f"compute {name} and {len(again) - 1} more again"
+        return self._commit(desk, job, made, said, kept, [(p.on, p.strength) for p in again])
+
+    def _adopt(self, desk: DeskLike, job: Job) -> EditReport:
+        ((name, options),) = job.plans
+        below = history.in_place(self._store.stack(job.session))
+        source, request = Path(options["source"]), (job.requests or (None,))[0]
+        folder = self._store.blobs.scratch(job.job)
         try:
-            ((method, examples),) = job.plans
-            desk.prepare(method, examples, lambda progress: self._queue.note(job, progress), job.stop.is_set)
-            self._queue.finish(job, None)
-        except BaseException as error:
-            self._queue.finish(job, _explain(error, "The preparation stopped unexpectedly", "preparation"))
-            self._check_poison(error)
+            made = desk.adopt(self._store.placed(below), source, request, folder, job.stop.is_set)
+        finally:
+            shutil.rmtree(source, ignore_errors=True)
+        return self._commit(desk, job, [Made(job.job, made, below)], f"bring in {name}")
+
+    def _export(self, desk: DeskLike, job: Job) -> None:
+        ((form, options),) = job.plans
+        placed = history.in_place(self._store.stack(job.session))
+        wanted = options.get("edits")
+        chosen = [(edit, strength) for edit, strength in placed if wanted is None or edit in wanted]
+        found = [self._store.edit(job.session, edit) for edit, _ in chosen]
+        edits = [(one.folder, strength, one.reports) for one, (_, strength) in zip(found, chosen, strict=True)]
+        folder = self._store.blobs.scratch(job.job)
+        desk.export(form, edits, options, folder / form, job.stop.is_set)
+        job.file = shutil.make_archive(str(folder / f"editcore-{form}"), "zip", folder / form)
+
+    def _hear(self, job: Job, title: str = "") -> Callable[[Progress], None]:
+        """What a job's progress goes through; with a title in front of its text."""
+
+        def report(progress: Progress) -> None:
+            text = f"{title}: {progress.text}" if title and progress.text else title or progress.text
+            self._queue.note(job, replace(progress, text=text))
+
+        return report
 
     def _try(self, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]) -> Outcome:
         """One method of a comparison; its failure is its own, unless nothing can be computed any more."""
-
-        def report(progress: Progress) -> None:
-            text = f"{title}: {progress.text}" if progress.text else title
-            self._queue.note(job, replace(progress, text=text))
-
+        report = self._hear(job, title)
         report(Progress("read", 0, 1))
         try:
             return Outcome(method, settings, trial(method, settings, report, job.stop.is_set))
@@ -207,27 +283,25 @@ class Room:
             told = _explain(error, "It stopped unexpectedly", method)
             return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
-    def _commit(self, desk: DeskLike, job: Job, report: EditReport) -> EditReport:
-        edit = self._store.commit(job.session, job.job, report)
+    def _commit(
+        self, desk: DeskLike, job: Job, made: Sequence[Made], said: str = "",
+        instead: Stack | None = None, places: Sequence[tuple[bool, float]] = (),
+    ) -> EditReport:  # fmt: skip
+        self._queue.go_on(job, commit=True)
+        kept = self._store.commit(job.session, made, said, instead, places)
         try:
-            self._tell(desk, job.session)
-        except Exception:  # the edit is committed; the next probe tries again and says what is wrong
-            logger.exception("a committed patch could not be put to use")
-        return edit.report
+            self._check_up(desk, job)
+        except Exception:  # the edit is committed; its health is a line in a chart
+            logger.exception("the edited model could not be checked")
+        return kept[-1].reports[0]
 
-    def _tell(self, desk: DeskLike, session: str) -> None:
-        """Make the desk use what the log says; after a restart this is how sessions come back."""
-        edits = self._store.applied(session)
-        wanted = edits[-1].folder if edits else None
-        if self._active.get(session) != wanted:
-            self._active.pop(session, None)
-            desk.activate(session, wanted)
-        if wanted is None:
-            return
-        self._active[session] = wanted
-        self._active.move_to_end(session)
-        while len(self._active) > _ACTIVE:
-            desk.activate(self._active.popitem(last=False)[0], None)
+    def _check_up(self, desk: DeskLike, job: Job) -> None:
+        """How the model is with everything in place, kept under the edit on top."""
+        stack = self._store.stack(job.session)
+        placed = history.in_place(stack)
+        reports = [report for edit, _ in placed for report in self._store.edit(job.session, edit).reports[:1]]
+        found = desk.check_up(self._store.placed(placed), reports, lambda: False)
+        self._store.remember(job.session, CHECKUP, stack[-1].edit, to_plain(found))
 
     def _check_poison(self, error: BaseException) -> None:
         if self._poisoned and _poisons(error):

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 from editcore.engine import wire
 from editcore.engine.queue import DeskLike
 from editcore.engine.room import Room
-from editcore.engine.sessions import SessionStore
 from editcore.errors import EditcoreError, EngineError
 from editcore.records import EditRequest, from_plain, to_plain
+from editcore.store import Library, Store
 
 STOP_SECONDS = 3.0  # how long a cancelled edit may take to notice
 POISON_SECONDS = 1.0  # the page has this long to hear why, before the process is replaced
@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     calls, answers = _claim_pipes()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     home = Path(options.home)
-    room = Room(lambda: _open(options.desk)(options.model, home), SessionStore(home), _leave_soon)
+    store = Store(home)
+    Library(store).prune()
+    room = Room(lambda: _open(options.desk)(options.model, home), store, _leave_soon)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _in_background(lambda: _leave(room, options.grace)))
     room.start()
@@ -87,16 +89,14 @@ class Server:
                 return to_plain(room.poll(given["job"], given["after"], given["have"]))
             case "cancel":
                 return room.cancel(given["job"])
-            case "session":
-                return to_plain(room.session(given["session"]))
-            case "reset":
-                return room.reset(given["session"])
             case "submit":
-                request = from_plain(EditRequest, given["request"]) if given["request"] else None
+                requests = [from_plain(EditRequest, request) for request in given["requests"]]
                 plans = [(method, settings) for method, settings in given["plans"]]
-                return room.submit(given["kind"], given["session"], request, plans, given["key"])
+                return room.submit(given["kind"], given["session"], requests, plans, given["key"])
             case "ask":
                 return room.ask(given["name"], given["arguments"], given["timeout"])
+            case "view":
+                return room.view(**given)
             case "probe":
                 return room.probe(given["session"], given["prompts"], given["timeout"])
         raise EngineError(f"The worker knows no call {call!r}.")
