@@ -1,0 +1,389 @@
+"""What the store promises: an edit is there or not at all, every change can be taken back, nothing is lost silently."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sqlite3
+import time
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editcore import history
+from editcore.errors import BadRequest, EngineError
+from editcore.history import Move, Place
+from editcore.home import new_session
+from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds
+from editcore.store import Library, Made, Store, blobs, database
+from editcore.store.library import DAY, LOCAL
+from editcore.store.tables import metadata
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path)
+    yield made
+    made.close()
+
+
+def report(target="Rome"):
+    return EditReport(
+        "world-2019", "rome", {}, EditRequest("The capital of France is", target), "France",
+        PatchInfo(4, ("w",), 1, 1.0, 0.1), Seconds(0.1, float("nan")), (), Scores(), True, f"It says {target}.",
+    )  # fmt: skip
+
+
+def add(store, session, *targets, text=None):
+    ids = []
+    for target in targets:
+        job = f"{len(store.history(session).rows)}{target}".ljust(16, "0").lower()
+        (store.blobs.scratch(job) / "patch.json").write_text(text or f"{session}{target}")
+        store.commit(session, [Made(job, (report(target),), history.in_place(store.stack(session)))])
+        ids.append(job)
+    return ids
+
+
+def shown(store, session):
+    return [(row.number, row.target, row.on, row.strength) for row in store.history(session).rows]
+
+
+# the stack as a value -------------------------------------------------------------------------------------------
+
+STACK = (Place("a"), Place("b", on=False), Place("c", strength=0.5))
+
+
+@pytest.mark.parametrize(
+    ("move", "after"),
+    [
+        (Move("toggle", "a", 0), (Place("a", False), *STACK[1:])),
+        (Move("toggle", "b", 1), (STACK[0], Place("b"), STACK[2])),
+        (Move("scale", "c", 1.5), (*STACK[:2], Place("c", True, 1.5))),
+        (Move("remove", "b"), (STACK[0], STACK[2])),
+        (Move("up", "c"), (STACK[0], STACK[2], STACK[1])),
+        (Move("down", "a"), (STACK[1], STACK[0], STACK[2])),
+        (Move("reset"), ()),
+    ],
+)
+def test_every_move_is_one_new_stack(move, after):
+    assert history.moved(STACK, move) == after
+    assert history.revived(json.loads(json.dumps(history.plain(after)))) == after
+
+
+@pytest.mark.parametrize(
+    "move",
+    [Move("toggle", "x"), Move("scale", "a", 1.51), Move("scale", "a", -0.1), Move("scale", "a", float("nan")),
+     Move("up", "a"), Move("down", "c"), Move("explode", "a")],
+)  # fmt: skip
+def test_a_move_that_cannot_be_made_is_refused(move):
+    with pytest.raises(BadRequest):
+        history.moved(STACK, move)
+
+
+def test_what_is_off_or_without_strength_does_not_count():
+    assert history.in_place((*STACK, Place("d", strength=0.0))) == (("a", 1.0), ("c", 0.5))
+    assert history.beneath(STACK, "c") == (("a", 1.0),)
+
+
+# sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_kept_with_its_report_and_patch(store):
+    session = new_session()
+    (edit,) = add(store, session, "Rome")
+    found = store.edit(session, edit)
+    assert found.reports[0].request.target == "Rome" and (found.folder / "patch.json").exists()
+    assert store.standing(session) == [(found.folder, 1.0)] and store.committed(edit)
+    assert str(found.folder) not in json.dumps(store.database._url)
+
+
+def test_undo_and_redo_walk_the_log_and_say_what_they_do(store):
+    session = new_session()
+    first, second = add(store, session, "Rome", "Oslo")
+    store.move(session, Move("toggle", first, 0))
+    seen = store.history(session)
+    assert (seen.undo, seen.redo) == ("switch #1 Rome off", "")
+    for redo in ("switch #1 Rome off", "apply #2 Oslo", "apply #1 Rome"):
+        assert store.undo(session).redo == redo
+    assert shown(store, session) == [] and store.history(session).undo == "" and not store.history(session).edited
+    assert store.undo(session).rows == ()
+    for _ in range(5):
+        store.redo(session)
+    assert shown(store, session) == [(1, "Rome", False, 1.0), (2, "Oslo", True, 1.0)]
+
+
+def test_a_new_change_ends_what_could_be_redone(store):
+    session = new_session()
+    add(store, session, "Rome", "Oslo")
+    store.undo(session)
+    add(store, session, "Lima")
+    assert [row[1] for row in shown(store, session)] == ["Rome", "Lima"] and store.history(session).redo == ""
+    assert [row[0] for row in shown(store, session)] == [1, 3]
+
+
+def test_a_reset_can_be_taken_back(store):
+    session = new_session()
+    add(store, session, "Rome")
+    assert store.move(session, Move("reset")).rows == ()
+    assert store.undo(session).rows[0].target == "Rome"
+
+
+def test_a_move_that_changes_nothing_is_not_written(store):
+    session = new_session()
+    (edit,) = add(store, session, "Rome")
+    store.move(session, Move("toggle", edit, 1))
+    store.move(new_session(), Move("reset"))
+    assert store.history(session).undo == "apply #1 Rome"
+
+
+def test_a_row_says_when_what_is_beneath_it_has_changed(store):
+    session = new_session()
+    first, _ = add(store, session, "Rome", "Oslo")
+    assert [row.shifted for row in store.history(session).rows] == [False, False]
+    for move in (Move("toggle", first, 0), Move("scale", first, 0.5), Move("remove", first)):
+        assert store.move(session, move).rows[-1].shifted
+        assert not store.undo(session).rows[-1].shifted
+
+
+def test_looking_at_a_session_makes_none(store):
+    session = new_session()
+    store.history(session)
+    store.undo(session)
+    store.redo(session)
+    assert Library(store).sessions("") == () and store.reading(session, "view", "x") is None
+
+
+def test_sessions_do_not_meet(store):
+    mine, yours = new_session(), new_session()
+    (edit,) = add(store, mine, "Rome")
+    assert store.history(yours).rows == ()
+    with pytest.raises(BadRequest, match="no such edit"):
+        store.edit(yours, edit)
+    with pytest.raises(BadRequest):
+        store.move(yours, Move("toggle", edit, 0))
+    with pytest.raises(BadRequest):
+        store.annotate(yours, edit, "mine now")
+
+
+def test_a_note_stands_beside_its_edit(store):
+    session = new_session()
+    (edit,) = add(store, session, "Rome")
+    store.annotate(session, edit, "for the demo <b>")
+    assert store.history(session).rows[0].note == "for the demo <b>"
+
+
+ACTS = st.sampled_from(["add", "undo", "redo", "off", "on", "half", "remove", "up", "reset"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ACTS, max_size=25))
+def test_the_session_is_always_what_a_replay_of_the_log_says(tmp_path_factory, acts):
+    store, session = Store(tmp_path_factory.mktemp("store")), new_session()
+    log, cursor = [()], 0
+    for number, act in enumerate(acts):
+        stack = log[cursor]
+        if act == "undo":
+            store.undo(session)
+            cursor = max(0, cursor - 1)
+            continue
+        if act == "redo":
+            store.redo(session)
+            cursor = min(len(log) - 1, cursor + 1)
+            continue
+        edit = stack[number % len(stack)].edit if stack else ""
+        if act == "add":
+            (new,) = add(store, session, f"t{number}", text="same")
+            after = (*stack, Place(new))
+        else:
+            kind = {"off": "toggle", "on": "toggle", "half": "scale"}.get(act, act)
+            move = Move(kind, edit, {"off": 0.0, "half": 0.5}.get(act, 1.0))
+            try:
+                after = history.moved(stack, move)
+            except BadRequest:
+                with pytest.raises(BadRequest):
+                    store.move(session, move)
+                continue
+            store.move(session, move)
+        if after != stack:
+            log, cursor = [*log[: cursor + 1], after], cursor + 1
+    assert store.stack(session) == log[cursor]
+    assert store.history(session).edited == bool(history.in_place(log[cursor]))
+    while cursor:
+        store.undo(session)
+        cursor -= 1
+    assert store.stack(session) == ()
+    store.close()
+
+
+# the disk -------------------------------------------------------------------------------------------------------
+
+
+def test_equal_patches_are_kept_once(store, tmp_path):
+    one, two = new_session(), new_session()
+    add(store, one, "Rome", text="same")
+    add(store, two, "Oslo", text="same")
+    assert len(list((tmp_path / "patches").glob("??/*"))) == 1
+
+
+def test_a_full_disk_leaves_no_row_and_no_half_patch(store, tmp_path, monkeypatch):
+    session = new_session()
+    add(store, session, "Rome")
+
+    def refuse(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(blobs, "flush", refuse)
+        add(store, session, "Oslo")
+    assert [row[1] for row in shown(store, session)] == ["Rome"]
+    assert len(list((tmp_path / "patches").glob("??/*"))) == 1
+
+
+def test_a_locked_database_is_waited_for_and_then_said(store, tmp_path, monkeypatch):
+    session = new_session()
+    add(store, session, "Rome")
+    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    impatient = Store(tmp_path)
+    other = sqlite3.connect(tmp_path / database.FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(EngineError, match="in use by another program"):
+        impatient.undo(session)
+    assert impatient.history(session).edited  # readers do not wait
+    other.execute("ROLLBACK")
+    other.close()
+    assert not impatient.undo(session).edited
+    impatient.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header"])
+def test_a_damaged_database_is_set_aside_and_said(tmp_path, damage):
+    first = Store(tmp_path)
+    session = new_session()
+    add(first, session, "Rome")
+    first.close()
+    file = tmp_path / database.FILE
+    old = file.read_bytes()
+    file.write_bytes(b"garbage" * 1000 if damage == "garbage" else old[:4096] + b"\0" * (len(old) - 4096))
+    again = Store(tmp_path)
+    if damage == "garbage":
+        assert "could not be read" in again.note and "damaged-" in again.note
+        assert len(list(tmp_path.glob(f"damaged-*-{database.FILE}"))) == 1
+    assert again.history(session).rows == ()
+    again.close()
+
+
+def test_the_migrations_lead_to_the_tables(store):
+    with store.database.reading() as at:
+        assert compare_metadata(MigrationContext.configure(at), metadata) == []
+
+
+def test_a_store_is_opened_again_without_a_change(store, tmp_path):
+    session = new_session()
+    add(store, session, "Rome")
+    again = Store(tmp_path)
+    assert shown(again, session) == shown(store, session) and again.note == ""
+    again.close()
+
+
+def _add_many(home, session, name):
+    store = Store(home)
+    for i in range(5):
+        add_one(store, session, f"{name}{i}")
+    store.close()
+
+
+def add_one(store, session, name):
+    (store.blobs.scratch(name) / "patch.json").write_text(name)
+    store.commit(session, [Made(name, (report(name),), ())])
+
+
+def test_two_processes_writing_at_once_lose_nothing(tmp_path):
+    session = new_session()
+    Store(tmp_path).close()
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_add_many, args=(tmp_path, session, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    store = Store(tmp_path)
+    rows = store.history(session).rows
+    assert sorted(row.target for row in rows) == sorted(f"{n}{i}" for n in "ab" for i in range(5))
+    assert sorted(row.number for row in rows) == list(range(1, 11))
+    store.close()
+
+
+# the library ----------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_named_thrown_away_and_taken_back(store):
+    library, session = Library(store), new_session()
+    library.keep_draft(session, LOCAL, {"prompt": "half"})
+    assert library.sessions(LOCAL) == () and library.draft(session) == {"prompt": "half"}
+    add(store, session, "Rome", "Oslo")
+    (listed,) = library.sessions(LOCAL)
+    assert (listed.name, listed.edits, listed.model) == ("Rome, Oslo", 2, "world-2019")
+    library.rename(session, "  Demo ")
+    assert library.sessions(LOCAL)[0].name == "Demo" and library.sessions("somebody else") == ()
+    library.delete(session)
+    assert library.sessions(LOCAL) == () and library.sessions(LOCAL, deleted=True)[0].session == session
+    library.restore(session)
+    assert library.sessions(LOCAL)[0].name == "Demo"
+    with pytest.raises(BadRequest, match="121 characters"):
+        library.rename(session, "x" * 121)
+
+
+def test_a_copy_has_the_whole_history_and_is_its_own(store):
+    library, session = Library(store), new_session()
+    add(store, session, "Rome", "Oslo")
+    store.undo(session)
+    copy = library.duplicate(session)
+    assert shown(store, copy) == shown(store, session) and store.redo(copy).rows[-1].target == "Oslo"
+    assert not any(row.shifted for row in store.history(copy).rows)
+    assert [row[1] for row in shown(store, session)] == ["Rome"]
+    with pytest.raises(BadRequest, match="nothing to copy"):
+        library.duplicate(new_session())
+
+
+def test_a_share_link_is_frozen_unguessable_and_leads_nowhere_else(store):
+    library, session = Library(store), new_session()
+    with pytest.raises(BadRequest, match="nothing to share"):
+        library.share(session, "Demo", {})
+    add(store, session, "Rome")
+    link = library.share(session, "Demo", {"rows": [1]})
+    add(store, session, "Oslo")
+    seen = library.shared(link)
+    assert (seen.title, seen.content) == ("Demo", {"rows": [1]}) and session not in link and len(link) >= 22
+    assert library.shared(session) is None and store.history(link).rows == ()
+    library.delete(session)
+    assert library.shared(link) is None
+    library.restore(session)
+    assert library.withdraw(session) == 1 and library.shared(link) is None
+
+
+def test_only_what_the_rule_names_is_pruned(store):
+    library, now = Library(store), time.time()
+    kept, empty, binned = new_session(), new_session(), new_session()
+    add(store, kept, "Rome")
+    add(store, binned, "Oslo")
+    library.keep_draft(empty, LOCAL, {})
+    library.delete(binned)
+    assert library.prune(now + 6 * DAY) == (0, 0)
+    assert library.prune(now + 8 * DAY) == (1, 0) and library.owner(empty) == ""
+    assert library.prune(now + 31 * DAY) == (1, 1)
+    assert store.history(kept).edited and store.history(binned).rows == ()
+    assert library.prune(now + 400 * DAY) == (0, 0)
+
+
+def test_an_interrupted_job_is_told_once(store):
+    session = new_session()
+    store.begin_job(session, "j1", "edit", ["rome"])
+    assert store.interrupted(session, time.time() - 60) == ""
+    assert store.interrupted(session, time.time() + 1) == "edit" and store.interrupted(session, time.time() + 1) == ""
+    store.begin_job(session, "j2", "edit", ["rome"])
+    store.end_job("j2")
+    assert store.interrupted(session, time.time() + 1) == ""
