@@ -54,6 +54,8 @@ class FakeDesk:
             raise ModelError("This model has no layers.", "It needs some.", "Pick another.")
         if name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == "seen":
+            return {"viewed": self.viewed}
         if name == "pid":
             return os.getpid()
         return {"name": name, "arguments": arguments, "nan": math.nan}

@@ -258,7 +258,7 @@ def test_a_locked_database_is_waited_for_and_then_said(store, tmp_path, monkeypa
     impatient.close()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "header"])
+@pytest.mark.parametrize("damage", ["garbage", "header", "middle"])
 def test_a_damaged_database_is_set_aside_and_said(tmp_path, damage):
     first = Store(tmp_path)
     session = new_session()
@@ -266,11 +266,16 @@ def test_a_damaged_database_is_set_aside_and_said(tmp_path, damage):
     first.close()
     file = tmp_path / database.FILE
     old = file.read_bytes()
-    file.write_bytes(b"garbage" * 1000 if damage == "garbage" else old[:4096] + b"\0" * (len(old) - 4096))
+    half = len(old) // 2
+    wrecks = {
+        "garbage": b"garbage" * 1000,
+        "header": old[:4096],
+        "middle": old[:half] + b"\1" * 4096 + old[half + 4096 :],
+    }
+    file.write_bytes(wrecks[damage].ljust(len(old), b"\0"))
     again = Store(tmp_path)
-    if damage == "garbage":
-        assert "could not be read" in again.note and "damaged-" in again.note
-        assert len(list(tmp_path.glob(f"damaged-*-{database.FILE}"))) == 1
+    assert "could not be read" in again.note and "damaged-" in again.note
+    assert len(list(tmp_path.glob(f"damaged-*-{database.FILE}"))) == 1
     assert again.history(session).rows == ()
     again.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,11 +85,17 @@ class Database:
             sa.event.listen(engine, "begin", _begin)
         try:
             with engine.execution_options(writing=True).begin() as connection:
+                self._check(connection)
                 _migrate(connection)
         except BaseException:
             engine.dispose()
             raise
         return engine
+
+    def _check(self, connection: sa.Connection) -> None:
+        """Raises DatabaseError when the file is damaged anywhere."""
+        if self.is_file and (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
+            raise DatabaseError("quick_check", None, sqlite3.DatabaseError(f"disk image is malformed: {found}"))
 
     def _set_aside(self) -> str:
         mark = secrets.token_hex(4)
