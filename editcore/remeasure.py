@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,16 +14,20 @@ from editcore.errors import BadRequest, Cancelled
 from editcore.gate import check_request
 from editcore.handle import Handle
 from editcore.patch import Patch
-from editcore.records import EditReport, EditRequest, ProbeResult, Seconds
+from editcore.records import EditReport, EditRequest, Seconds
 
 
 @torch.no_grad()
-def view(handle: Handle, report: EditReport, patches: Sequence[Patch]) -> tuple[ProbeResult, ...]:
-    """The probes of a report read twice: by the base model, and with `patches` in place."""
+def view(handle: Handle, report: EditReport, patches: Sequence[Patch]) -> EditReport:
+    """A report with its probes read again: by the base model, and with `patches` in place."""
     probes, target = [result.probe for result in report.probes], report.request.target
     olds = [result.before.old.text if result.before.old else "" for result in report.probes]
     before, after = (measure.read(handle, probes, target, olds, placed) for placed in ((), patches))
-    return measure.compare(probes, before, after)
+    results = measure.compare(probes, before, after)
+    took = took_hold(results, target)
+    told = sentence(target, results, took, report.seconds.edit, report.patch.bytes)
+    scores = measure.score(results, target)
+    return replace(report, probes=results, scores=scores, took=took, sentence=told, advice="", warnings=())
 
 
 def measured(

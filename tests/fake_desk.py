@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from editcore.errors import Cancelled, Diverged, ModelError, PatchError
@@ -26,7 +27,6 @@ from editcore.records import (
     Seconds,
 )
 
-_PROBES = (Probe("edit", "Where?"),)
 _READING = Reading(None, None, (), "")
 
 
@@ -73,7 +73,8 @@ class FakeDesk:
 
     def view(self, standing, report):
         self.viewed += 1
-        return tuple(ProbeResult(probe, _READING, _READING, float(len(standing)), False) for probe in _PROBES)
+        results = (ProbeResult(Probe("edit", "Where?"), _READING, _READING, float(len(standing)), False),)
+        return replace(report, probes=results)
 
     def check_up(self, standing, reports, stop):
         held = tuple(Held(r.request.prompt, r.request.target, True, 0.9) for r in reports)

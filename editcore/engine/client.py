@@ -40,7 +40,7 @@ from editcore.engine.upload import unpacked
 from editcore.errors import EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, MethodInfo, ProbeResult, from_plain, to_plain
+from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
 from editcore.store import Store
 
 __all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine"]
@@ -180,11 +180,11 @@ class LocalEngine:
         """See `Engine.export`."""
         return self._submit("export", session, [], [(format, options)], key)
 
-    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
         """See `Engine.view`."""
         given = {"session": check_session(session), "edit": edit, "which": which, "request": request}
         answer, _ = self._send("view", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
-        return tuple(from_plain(ProbeResult, row) for row in wait(answer, "view", PROBE_TIMEOUT, self.health))
+        return from_plain(EditReport, wait(answer, "view", PROBE_TIMEOUT, self.health))
 
     def _submit(self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str) -> str:
         check_session(session)

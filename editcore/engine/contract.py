@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from editcore.history import Move, Row
-from editcore.records import Checkup, EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, ProbeResult, Progress
+from editcore.records import Checkup, EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
 from editcore.store.library import Library
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
@@ -209,11 +209,11 @@ class Engine(Protocol):
         """
         ...
 
-    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
-        """The probes of one edit, from the base model to another one; waits for the model unless it was read before.
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
+        """An edit's report with its probes read from the base model to another one; waits for the model the first time.
 
         Args:
-            which: "edited": everything in place; "only": this edit alone, at its strength.
+            which: "base": the base model once more; "edited": everything in place; "only": this edit alone.
             request: of an edit that holds several, counted from 0.
         """
         ...

@@ -37,7 +37,6 @@ from editcore.records import (
     EditReport,
     EditRequest,
     ModelInfo,
-    ProbeResult,
     Progress,
     from_plain,
     to_plain,
@@ -165,7 +164,7 @@ class Desk:
 
         return run
 
-    def view(self, standing: Standing, report: EditReport) -> tuple[ProbeResult, ...]:
+    def view(self, standing: Standing, report: EditReport) -> EditReport:
         """See `DeskLike.view`."""
         return view(self.handle, report, self._patches(standing))
 

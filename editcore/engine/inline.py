@@ -17,7 +17,7 @@ from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import EngineError
 from editcore.home import check_session, home_dir
-from editcore.records import EditRequest, MethodInfo, ProbeResult, from_plain
+from editcore.records import EditReport, EditRequest, MethodInfo, from_plain
 from editcore.store import Store
 
 OpenDesk = Callable[[str, Path], DeskLike]
@@ -87,11 +87,10 @@ class InlineEngine:
         """See `Engine.export`."""
         return self._room.submit("export", session, [], [(format, options)], key)
 
-    def view(self, session: str, edit: str, which: str, request: int = 0) -> tuple[ProbeResult, ...]:
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
         """See `Engine.view`."""
         answer = self._room.view(check_session(session), edit, which, request, PROBE_TIMEOUT)
-        read = wait(answer, "view", PROBE_TIMEOUT, self._room.health)
-        return tuple(from_plain(ProbeResult, row) for row in read)
+        return from_plain(EditReport, wait(answer, "view", PROBE_TIMEOUT, self._room.health))
 
     def poll(self, job: str, after: int = 0) -> JobState:
         """See `Engine.poll`."""

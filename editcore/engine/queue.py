@@ -20,7 +20,7 @@ from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
 from editcore.gate import check_examples, check_list, check_plans
 from editcore.home import check_session
-from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Outcome, ProbeResult, Progress
+from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Outcome, Progress
 
 MOST_EDITS = 16  # jobs that wait
 MOST_QUESTIONS = 64  # that wait
@@ -86,8 +86,8 @@ class DeskLike(Protocol):
         """Read the prompts with the base model and with what is standing."""
         ...
 
-    def view(self, standing: Standing, report: EditReport) -> tuple[ProbeResult, ...]:
-        """Read the probes of a report with the base model and with what is standing."""
+    def view(self, standing: Standing, report: EditReport) -> EditReport:
+        """The report with its probes read by the base model and with what is standing."""
         ...
 
     def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:

@@ -157,19 +157,20 @@ class Room:
             question.answer.set_exception(_explain(error, "The question could not be answered", question.name))
             self._check_poison(error)
 
-    def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> list[Any]:
+    def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> Any:
         stack = self._store.stack(session)
         placed = history.in_place(stack)
-        if which == "only":
+        if which == "base":
+            placed = ()
+        elif which == "only":
             placed = tuple((p.edit, p.strength) for p in stack if p.edit == edit) or ((edit, 1.0),)
         print_ = print_of_view(edit, request, which, placed)
         known = self._store.reading(session, "view", print_)
         if known is None:
             report = self._store.edit(session, edit).reports[request]
-            known = [to_plain(result) for result in desk.view(self._store.placed(placed), report)]
+            known = to_plain(desk.view(self._store.placed(placed), report))
             self._store.remember(session, "view", print_, known)
-        read: list[Any] = known
-        return read
+        return known
 
     def _carry_out(self, desk: DeskLike, job: Job) -> None:
         kinds: dict[JobKind, Callable[[DeskLike, Job], EditReport | None]] = {
