@@ -52,6 +52,8 @@ _REMEMBERED = 512  # jobs
 _COMPARISONS = 64  # of them
 _EVENTS = 2000  # kept per job
 _LOG_BYTES = 5_000_000  # then the log is turned over
+# Torch's threads wait for each other asleep: awake, they hold the processors that the page and the browser need.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 _AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
     "edit": ("Nothing that was applied before is lost.", "Press Apply again."),
     "comparison": ("The results that were there are kept.", "Press Compare again."),
@@ -372,8 +374,9 @@ class LocalEngine:
         try:
             with self._log() as log:
                 process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=-1
-                )
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=-1,
+                    env={**_WAITING, **os.environ},
+                )  # fmt: skip
         except OSError:
             logger.exception("the worker could not be started")
             return None
