@@ -105,6 +105,8 @@ def known(kind: JobKind) -> JobState | None:
         state.watch("", kind)
     if job and job.finished and state.settled(job.job, kind):
         state.next_attempt()
+        if kind == "edit":
+            state.forget_shown()
         if kind == "preparation":
             state.forget_answers()
     return job
@@ -126,11 +128,16 @@ def header(session: str, health: Health, view: SessionState, running: bool) -> N
             st.badge(f"Edited: {plain(in_place(view))}", icon=":material/edit:", color="orange")
             st.button(
                 "Reset to base", key="reset", icon=":material/undo:", on_click=reset, args=(session,),
-                disabled=running, help="Removes the edit; the weights were never written, so nothing is left behind.",
+                disabled=running, help="Takes every edit out. The weights were never written; undo brings them back.",
             )  # fmt: skip
         else:
             st.badge("Base model answers", icon=":material/lock:", color="gray")
         st.caption(plain(model_line(health)), width="content")
+
+
+def standing(view: SessionState) -> str:
+    """What an edit made now would start from."""
+    return f"what is in place ({in_place(view)})" if view.edited else "the base model"
 
 
 def in_place(view: SessionState) -> str:
@@ -214,7 +221,7 @@ def reset(session: str) -> None:
         resources.engine().sessions.move(session, Move("reset"))
         state.watch("", "edit")
         state.next_attempt()
-        st.toast("Back to the base model.", icon=":material/undo:")
+        st.toast("Back to the base model. Undo brings the edits back.", icon=":material/undo:")
     except EditcoreError as error:
         state.remember_error(type(error).__name__, str(error))
 

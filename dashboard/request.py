@@ -92,7 +92,8 @@ def old_answer(prompt: str, page: Frame) -> None:
             return  # the line before Apply says what is wrong with this prompt
     if not prompt or told is None:
         return
-    st.markdown(f"Now it answers **{plain(told['answer']) or 'nothing'}** ({percent(told['probability'])} sure)")
+    who = "The base model answers" if page.view.edited else "Now it answers"
+    st.markdown(f"{who} **{plain(told['answer']) or 'nothing'}** ({percent(told['probability'])} sure)")
 
 
 def propose(prompt: str, target: str) -> None:

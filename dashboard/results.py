@@ -22,9 +22,14 @@ _PERCENT = st.column_config.NumberColumn
 CHART: dict[str, Any] = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
 
 
-def show(report: EditReport) -> None:
-    """The whole result, most important first."""
-    if not report.took:
+def show(report: EditReport, judged: bool = True, switch: Callable[[], None] = lambda: None) -> None:
+    """The whole result, most important first.
+
+    Args:
+        judged: the report is of the edit itself, so its verdict and advice belong to it.
+        switch: draws what chooses the model that answers, above everything that depends on it.
+    """
+    if judged and not report.took:
         st.warning(
             f"**The edit did not take.** {plain(report.advice)}" if report.advice else "**The edit did not take.**",
             icon=":material/report:",
@@ -35,6 +40,7 @@ def show(report: EditReport) -> None:
         st.info(plain(report.advice), icon=":material/lightbulb:")
     for warning in report.warnings:
         st.caption(f":material/info: {plain(warning)}")
+    switch()
     _tiles(report)
     _answers(report)
     _next_tokens(report)

@@ -228,6 +228,24 @@ def watch(job_id: str, kind: JobKind) -> None:
         st.session_state[PANE] = RESULT
 
 
+def show_edit(edit: str) -> None:
+    """Show the result of this edit from now on; "": of the latest one."""
+    st.session_state["_shown"] = edit
+    st.session_state[PANE] = RESULT
+    if st.session_state.get("_page") == "comparison":
+        leave("kept")
+
+
+def forget_shown() -> None:
+    """Show the latest edit again."""
+    st.session_state["_shown"] = ""
+
+
+def shown_edit() -> str:
+    """The edit a person chose to see; "": none."""
+    return str(st.session_state.get("_shown", ""))
+
+
 def attempt() -> str:
     """A token that stays the same until an edit has ended: with it, a double click is one job."""
     return str(st.session_state.setdefault("_attempt", secrets.token_hex(8)))

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from dashboard import charts, compared, forms, frame, request, resources, results, state
+from dashboard import charts, compared, forms, frame, history, request, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
@@ -33,6 +33,7 @@ def main() -> None:
     request.example_chips()
     form(page)
     outcome(page)
+    history.column(page)
 
 
 # What is compared.
@@ -131,7 +132,7 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
         return
     seconds = [row["seconds"] for row in told if not row["problem"]]
     known = f", about {duration(sum(seconds))}" if seconds and None not in seconds else ""
-    st.caption(f"Every method starts from the base model, one after another{known}. Nothing is applied.")
+    st.caption(f"Every method starts from {frame.standing(page.view)}, one after another{known}. Nothing is applied.")
     for row in told:
         if row["problem"] or row["prepare"]:
             icon = "block" if row["problem"] else "hourglass_top"

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import ask, beliefs, forms, frame, prepare, request, resources, results, state
+from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, state
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
@@ -28,7 +28,7 @@ def main() -> None:
         form(page)
     with right:
         pane(page)
-    history()
+    history.column(page)
 
 
 # The form.
@@ -163,7 +163,7 @@ def outcome(page: Frame) -> None:
     elif job and job.status == "cancelled":
         st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
     if view.rows:
-        results.show(resources.reports(page.session, view.rows[-1].edit)[0])
+        history.result(page)
     elif not job or job.status == "done":
         st.caption("Apply an edit, and this is where its result appears: whether it took, what else moved, "
                    "and the model's words before and after.")  # fmt: skip
@@ -186,12 +186,6 @@ def progress(job_id: str) -> None:
             if time.monotonic() >= until:
                 return
             time.sleep(0.03)
-
-
-def history() -> None:
-    """The place of the edit history."""
-    with st.container(key="history"):
-        st.caption("One edit at a time: each new edit starts from the base model and replaces the one before.")
 
 
 main()

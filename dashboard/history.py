@@ -1,0 +1,216 @@
+"""The history beside the work: every edit of the session, switched, weakened, taken back, made again.
+
+Widgets of a row carry the stored value in their key, so that undo, another tab and a reload are seen by them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from dashboard import resources, results, state
+from dashboard.frame import Frame
+from dashboard.text import counted, message, plain, shorten
+from editcore.engine.contract import SessionState
+from editcore.errors import EditcoreError
+from editcore.history import STRONGEST, Move, Row
+from editcore.records import EditReport
+
+BASE, EDITED, ONLY = "base", "edited", "only"
+VIEWS = {BASE: "Base", EDITED: "Edited", ONLY: "Only this edit"}
+
+
+def column(page: Frame) -> None:
+    """The history in the sidebar: undo and redo, then the edits, the latest on top."""
+    view, busy = page.view, page.running is not None
+    with st.sidebar, st.container(key="history", gap="small"):
+        st.markdown("##### History")
+        _steps(view, busy)
+        if not view.rows:
+            st.caption("No edit is in place. Each one you apply appears here, on top of the one before: switch it off, "
+                       "weaken it, take it back.")  # fmt: skip
+        for row in reversed(view.rows):
+            _row(page.session, row, view.rows, busy)
+
+
+def _steps(view: SessionState, busy: bool) -> None:
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Undo", key="undo", icon=":material/undo:", shortcut="Ctrl+Z", disabled=busy or not view.undo,
+            help=f"Takes back: {plain(view.undo)}" if view.undo else "Nothing to take back",
+            on_click=_change, args=(f"Taken back: {view.undo}. Redo brings it back.", "undo", view.session),
+        )  # fmt: skip
+        st.button(
+            "Redo", key="redo", icon=":material/redo:", shortcut="Ctrl+Shift+Z", disabled=busy or not view.redo,
+            help=f"Does again: {plain(view.redo)}" if view.redo else "Nothing to do again",
+            on_click=_change, args=(f"Done again: {view.redo}.", "redo", view.session),
+        )  # fmt: skip
+
+
+def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+    key, more = f"{row.edit}:{row.on}:{row.strength}", counted(row.requests - 1, "more", "more")
+    name = plain(shorten(row.target, 28)) + (f" and {more}" if row.requests > 1 else "")
+    with st.container(border=True, gap=None, key=f"edit:{row.edit}"):
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.toggle(
+                f"**#{row.number}** {name}", value=row.on, key=f"on:{key}", disabled=busy, width="stretch",
+                on_change=_move, args=(session, Move("toggle", row.edit, float(not row.on))),
+            )  # fmt: skip
+            with st.popover("", icon=":material/more_horiz:", help=f"What can be done with edit {row.number}"):
+                _menu(session, row, rows, busy)
+        st.caption(_about(row))
+        if row.note:
+            st.caption(f"*{plain(row.note)}*")
+        if row.shifted:
+            st.caption(":material/info: What is beneath it has changed since it was computed.")
+            st.button(
+                "Compute again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy, type="tertiary",
+                on_click=recompute, args=(session, row.edit), help=_again_help(row, rows),
+            )  # fmt: skip
+
+
+def _about(row: Row) -> str:
+    """Method, question and how it went."""
+    how = [title_of(row.method), "" if row.took else "did not take", f"at {row.strength:.0%}" * (row.strength != 1)]
+    return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(row.prompt, 60))}"
+
+
+def _again_help(row: Row, rows: tuple[Row, ...]) -> str:
+    above = len(rows) - 1 - [r.edit for r in rows].index(row.edit)
+    others = f" and the {counted(above, 'edit')} above it" if above else ""
+    return f"Makes this edit{others} anew on what is in place now. The patches change; undo brings the old ones back."
+
+
+def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+    st.button("Show its result", key=f"show:{row.edit}", icon=":material/visibility:", on_click=_show,
+              args=(row.edit,), width="stretch")  # fmt: skip
+    percent = round(100 * row.strength)
+    st.slider(
+        "Strength, %", 0, round(100 * STRONGEST), percent, step=5, key=f"strength:{row.edit}:{percent}", disabled=busy,
+        on_change=_scale, args=(session, row.edit, f"strength:{row.edit}:{percent}"),
+        help="100 % is the edit as it was computed, 0 % is off.",
+    )  # fmt: skip
+    st.text_input("Note", row.note, key=f"note:{row.edit}:{row.note}", max_chars=200, placeholder="for yourself",
+                  on_change=_annotate, args=(session, row.edit, f"note:{row.edit}:{row.note}"))  # fmt: skip
+    place = [r.edit for r in rows].index(row.edit)
+    with st.container(horizontal=True, gap="small"):
+        for words, icon, kind, possible in (
+            ("Later", "arrow_upward", "down", place < len(rows) - 1), ("Earlier", "arrow_downward", "up", place > 0),
+        ):  # fmt: skip
+            st.button(
+                words, key=f"{kind}:{row.edit}", icon=f":material/{icon}:", disabled=busy or not possible,
+                on_click=_move, args=(session, Move(kind, row.edit)), help=f"Moves it {words.lower()} in the order",
+            )  # fmt: skip
+        st.button("Remove", key=f"remove:{row.edit}", icon=":material/delete:", disabled=busy,
+                  on_click=_move, args=(session, Move("remove", row.edit)))  # fmt: skip
+
+
+def title_of(method: str) -> str:
+    """A method as people call it."""
+    return {m.name: m.title for m in resources.methods()}.get(method, method)
+
+
+# What a click does.
+
+
+def _try(act: Callable[[], object], done: str = "") -> None:
+    try:
+        act()
+    except EditcoreError as error:
+        st.toast(message(str(error)), icon=":material/error:")
+        return
+    if done:
+        st.toast(message(done), icon=":material/history:")
+
+
+def _change(done: str, what: str, session: str) -> None:
+    sessions = resources.engine().sessions
+    _try(lambda: sessions.undo(session) if what == "undo" else sessions.redo(session), done)
+
+
+def _move(session: str, move: Move) -> None:
+    done = "Removed. Undo brings it back." if move.kind == "remove" else ""
+    _try(lambda: resources.engine().sessions.move(session, move), done)
+
+
+def _scale(session: str, edit: str, key: str) -> None:
+    _move(session, Move("scale", edit, float(state.value(key)) / 100))
+
+
+def _annotate(session: str, edit: str, key: str) -> None:
+    _try(lambda: resources.engine().sessions.annotate(session, edit, state.text(key)))
+
+
+def _show(edit: str) -> None:
+    state.show_edit(edit)
+
+
+def recompute(session: str, edit: str) -> None:
+    """Make an edit and all above it again."""
+    key = state.digest(["recompute", edit, state.attempt()])
+    _try(lambda: state.watch(resources.engine().recompute(session, edit, key), "edit"))
+
+
+# Which model answers.
+
+
+def shown_row(view: SessionState) -> Row:
+    """The edit whose result is on the page: the one a person chose, else the latest."""
+    return next((row for row in view.rows if row.edit == state.shown_edit()), view.rows[-1])
+
+
+def result(page: Frame) -> None:
+    """An edit's result as the chosen model answers, with the switch that chooses it."""
+    row = shown_row(page.view)
+    reports = resources.reports(page.session, row.edit)
+    number = int(state.value(f"request:{row.edit}") or 0)
+    which = str(state.value("view") or EDITED)
+    as_made = which != BASE and _as_made(row, page.view)
+    told, trouble = (None, "") if as_made else _read(page, row, which, number)
+
+    def switch() -> None:
+        if row.requests > 1:
+            st.selectbox(
+                f"Which of the {row.requests} edits of this patch", range(row.requests), key=f"request:{row.edit}",
+                format_func=lambda i: f"{i + 1}. {shorten(reports[i].request.prompt, 60)} {reports[i].request.target}",
+            )  # fmt: skip
+        st.segmented_control(
+            "Which model answers", list(VIEWS), key="view", format_func=VIEWS.__getitem__, default=EDITED,
+            required=True, persist_state="session", help="What follows leads from the base model to this one.",
+        )  # fmt: skip
+        st.caption(trouble or _which_line(which, row, page.view))
+
+    results.show(told or reports[number], told is None, switch)
+
+
+def _read(page: Frame, row: Row, which: str, number: int) -> tuple[EditReport | None, str]:
+    """What the engine reads for this view, or why it cannot now."""
+    standing = [[r.edit, r.on, r.strength] for r in page.view.rows]
+    asked = [row.edit, number, which, standing]
+    told: EditReport | None = state.remembered("view", asked)
+    if told is not None:
+        return told, ""
+    if not page.can_ask:
+        return None, ":material/hourglass_top: The engine is at work; this is how it was when it was made."
+    try:
+        return state.once("view", asked, lambda: resources.engine().view(page.session, row.edit, which, number)), ""
+    except EditcoreError as error:
+        return None, f":material/block: {message(str(error))}"
+
+
+def _as_made(row: Row, view: SessionState) -> bool:
+    """True when this edit alone is in place, as it was computed: then nothing has to be read again."""
+    return len(view.rows) == 1 and row.on and row.strength == 1 and not row.shifted
+
+
+def _which_line(which: str, row: Row, view: SessionState) -> str:
+    counting = [r for r in view.rows if r.on and r.strength > 0]
+    if which == BASE:
+        return "The base model answers, before and after: nothing is in place."
+    if which == ONLY:
+        return f"○ the base model, ● the model with edit #{row.number} alone, at {row.strength:.0%}."
+    if not counting:
+        return "Every edit is switched off: the base model answers, before and after."
+    names = ", ".join(f"#{r.number}" + (f" at {r.strength:.0%}" if r.strength != 1 else "") for r in counting)
+    return f"○ the base model, ● the model with everything in place: {names}."
