@@ -14,6 +14,7 @@ import typer
 
 from editcore import __version__
 from editcore.assets import WORLD_NAME
+from editcore.cli_export import exporting
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
@@ -115,6 +116,7 @@ def edit(
     from editcore.cases import read_cases
     from editcore.edit import run_edit, run_edits
     from editcore.engine import home_dir
+    from editcore.export import export_patch
     from editcore.handle import load
 
     asked = read_cases(cases) if cases else []
@@ -126,7 +128,7 @@ def edit(
                 report=lambda p: advance(p.step, p.steps, p.text),
             )  # fmt: skip
         if save is not None:
-            patch.save(save)
+            export_patch([(patch, reports)], save)
         return show_edits(reports, average(r.scores for r in reports), save, as_json)
     request = EditRequest(
         prompt or "", target or "", subject, old,
@@ -139,7 +141,7 @@ def edit(
             handle, request, method, settings, home=home_dir(), report=lambda p: advance(p.step, p.steps, p.text)
         )
     if save is not None:
-        patch.save(save)
+        export_patch([(patch, report)], save)
         report = dataclasses.replace(report, patch=dataclasses.replace(report.patch, path=str(save)))
     show_json(report_json(report)) if as_json else show_report(report)
 
@@ -347,6 +349,13 @@ def world_check(
         raise typer.Exit(1)
 
 
+def _draw(title: str, model: Any, reports: Sequence[Any]) -> Any:
+    from dashboard.report import report_files
+
+    return report_files(title, model, reports)
+
+
+app.command("export")(exporting(_draw))
 app.command("train")(train)
 app.command("corpus")(corpus)
 app.command("examples")(examples)
