@@ -121,13 +121,14 @@ def _contents(edits: Sequence[EditReport]) -> str:
 
 def _article(number: int, report: EditReport) -> str:
     figure = tables.shifts(report)
-    chart = svg(charts.dumbbell(figure), "Probability of each answer before and after the edit, for every prompt")
+    title = "Probability of each answer before and after the edit, for every prompt"
+    chart = f'<div class="wide">{svg(charts.dumbbell(figure), title)}</div>' if len(figure) else ""
     notes = "".join(f'<p class="soft">{_text(note)}</p>' for note in (report.advice, *report.warnings) if note)
     return "".join((
         f'<article id="edit-{number}"><h2>{number}. {_text(report.request.prompt)}</h2>',
         f'<p class="sentence">{_text(report.sentence)}</p>', notes, _tiles(report),
         '<h3>How likely each answer is</h3><p class="soft">○ before, ● after</p>',
-        f'<div class="wide">{chart}</div>' if len(figure) else "",
+        chart,
         _details("Table behind this chart", figure.drop(columns="index", errors="ignore")),
         _details("What it writes on its own", tables.continuations(report)),
         _details("Next tokens", _next(report)),
