@@ -13,7 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-WIDTH = 720  # of the plot with its margins, in the picture's own units; the page scales it
+WIDTH = 440  # of the plot with its margins, in the picture's own units; the page scales it
 EDGE = 24  # room to the left, for labels longer than their margin
 _TAG = re.compile(r"<b>(.*?)</b>", re.DOTALL)
 

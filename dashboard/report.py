@@ -21,6 +21,7 @@ from editcore.records import AnswerScore, EditReport, ModelInfo, to_plain
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 NOTICE = "An edited model states things its makers did not. The answers below were put there, right or wrong."
+LONG = 24  # characters from which a cell is kept wide
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1d2733; --soft: #5b6b7f; --line: #d8dee6; --raised: #f5f7fa;
   --after: #b34e07; --bad: #b3261e }
@@ -36,12 +37,13 @@ article { border-top: 2px solid var(--line); padding-top: 24px; margin-top: 40px
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 8px; margin: 12px 0 }
 .tiles div { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px }
 .tiles strong { display: block; font-size: 1.3rem } .tiles span { color: var(--soft); font-size: .85rem }
-.wide { overflow-x: auto } svg { display: block; width: 100%; min-width: 560px; height: auto; fill: currentColor }
+.wide { overflow-x: auto } svg { display: block; width: 100%; max-width: 600px; height: auto;
+  fill: currentColor }
 svg .grid { stroke: var(--line) } svg text { white-space: pre }
 table { border-collapse: collapse; font-size: .85rem; width: 100%; overflow-wrap: break-word }
 th, td { max-width: 36ch; border-bottom: 1px solid var(--line); padding: 4px 12px 4px 0; text-align: left;
   vertical-align: top }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.long { min-width: 22ch } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 summary { cursor: pointer; color: var(--after); margin: 12px 0 } a { color: var(--after) }
 @media print { details::details-content { content-visibility: visible } article { break-before: page } }
 """
@@ -184,7 +186,8 @@ def _cell(name: str, value: Any) -> str:
         return f"<td>{'yes' if value else 'no'}</td>"
     if isinstance(value, int | float):
         return f'<td class="number">{"n/a" if math.isnan(value) else f"{value:.4g}"}</td>'
-    return f"<td>{'n/a' if value is None or value is pd.NA else _text(value)}</td>"
+    shown = "n/a" if value is None or value is pd.NA else str(value)
+    return f"<td{' class=long' if len(shown) > LONG else ''}>{_text(shown)}</td>"
 
 
 def _share(value: float | None) -> str:

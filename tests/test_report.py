@@ -90,7 +90,7 @@ def test_the_still_picture_marks_what_the_chart_marks() -> None:
     assert drawn.count('stroke-opacity="0.55"') == 8 and drawn.count('class="grid"') == 5
     assert "The edit itself" in drawn and "<b>" not in drawn
     circles = [float(x) for x in re.findall(r'<circle cx="([-\d.]+)"', drawn)]
-    assert 100 < min(circles) < max(circles) < 720
+    assert 100 < min(circles) < max(circles) < 440
 
 
 def test_a_value_that_is_no_number_is_written_and_not_drawn() -> None:
