@@ -17,6 +17,7 @@ from editcore.errors import EditcoreError
 from editcore.history import STRONGEST, Move, Row
 from editcore.records import EditReport
 
+UNDO = "Alt+Z"  # Ctrl+Z would be taken from the text fields too
 BASE, EDITED, ONLY = "base", "edited", "only"
 VIEWS = {BASE: "Base", EDITED: "Edited", ONLY: "Only this edit"}
 
@@ -35,14 +36,14 @@ def column(page: Frame) -> None:
 
 
 def _steps(view: SessionState, busy: bool) -> None:
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="medium"):
         st.button(
-            "Undo", key="undo", icon=":material/undo:", shortcut="Ctrl+Z", disabled=busy or not view.undo,
+            "Undo", key="undo", icon=":material/undo:", shortcut=UNDO, type="tertiary", disabled=busy or not view.undo,
             help=f"Takes back: {plain(view.undo)}" if view.undo else "Nothing to take back",
             on_click=_change, args=(f"Taken back: {view.undo}. Redo brings it back.", "undo", view.session),
         )  # fmt: skip
         st.button(
-            "Redo", key="redo", icon=":material/redo:", shortcut="Ctrl+Shift+Z", disabled=busy or not view.redo,
+            "Redo", key="redo", icon=":material/redo:", type="tertiary", disabled=busy or not view.redo,
             help=f"Does again: {plain(view.redo)}" if view.redo else "Nothing to do again",
             on_click=_change, args=(f"Done again: {view.redo}.", "redo", view.session),
         )  # fmt: skip
@@ -57,7 +58,8 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
                 f"**#{row.number}** {name}", value=row.on, key=f"on:{key}", disabled=busy, width="stretch",
                 on_change=_move, args=(session, Move("toggle", row.edit, float(not row.on))),
             )  # fmt: skip
-            with st.popover("", icon=":material/more_horiz:", help=f"What can be done with edit {row.number}"):
+            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content",
+                            help=f"What can be done with edit {row.number}"):  # fmt: skip
                 _menu(session, row, rows, busy)
         st.caption(_about(row))
         if row.note:
