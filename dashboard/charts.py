@@ -54,12 +54,12 @@ def dumbbell(frame: pd.DataFrame, measure: str = "mean") -> go.Figure:
         marker={"symbol": "circle", "size": 9, "color": AFTER},
         customdata=rows["hover"], hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
     )  # fmt: skip
-    _mark_missing(figure, rows, before, after)
-    for y, text, bold in notes:
-        figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=y, yanchor="middle", text=f"<b>{text}</b>" if bold else text,
-            showarrow=False, align="left", font={"size": 13 if bold else 12}, xshift=-104,
-        )  # fmt: skip
+    headed = [
+        {"x": 0, "xref": "paper", "xanchor": "left", "y": y, "yanchor": "middle", "align": "left", "xshift": -104,
+         "text": f"<b>{text}</b>" if bold else text, "showarrow": False, "font": {"size": 13 if bold else 12}}
+        for y, text, bold in notes
+    ]  # fmt: skip
+    figure.update_layout(annotations=[*_missing(rows, before, after), *headed])  # at once: one by one takes 40 ms
     _axes(figure, rows, height)
     return figure
 
@@ -116,14 +116,17 @@ def _hovers(frame: pd.DataFrame, before: str, after: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _mark_missing(figure: go.Figure, rows: pd.DataFrame, before: str, after: str) -> None:
+def _missing(rows: pd.DataFrame, before: str, after: str) -> list[dict[str, object]]:
     """A value that is not a number is written, never drawn as zero."""
-    for row in rows.to_dict("records"):
-        missing = [name for name, column in (("before", before), ("after", after)) if not _number(row[column])]
-        if missing:
-            figure.add_annotation(
-                x=0.5, y=row["y"], text=f"{' and '.join(missing)}: n/a", showarrow=False, font={"size": 11}
-            )
+    found = (
+        (row["y"], [name for name, column in (("before", before), ("after", after)) if not _number(row[column])])
+        for row in rows.to_dict("records")
+    )
+    return [
+        {"x": 0.5, "y": y, "text": f"{' and '.join(names)}: n/a", "showarrow": False, "font": {"size": 11}}
+        for y, names in found
+        if names
+    ]
 
 
 def _drawn(values: pd.Series) -> list[float | None]:
@@ -246,11 +249,12 @@ def multiples(lanes: pd.DataFrame) -> go.Figure:
     figure.add_scatter(
         x=_drawn(rows["after"]), name="after", **shared, marker={"symbol": "circle", "size": 6, "color": AFTER}
     )
-    for y, text in notes:
-        figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=y, yanchor="middle", text=f"<b>{text}</b>", showarrow=False,
-            xshift=-90, font={"size": 13},
-        )  # fmt: skip
+    headed = [
+        {"x": 0, "xref": "paper", "xanchor": "left", "y": y, "yanchor": "middle", "text": f"<b>{text}</b>",
+         "showarrow": False, "xshift": -90, "font": {"size": 13}}
+        for y, text in notes
+    ]  # fmt: skip
+    figure.update_layout(annotations=headed)
     _axes(figure, rows.assign(answer=""), height)
     figure.update_layout(margin={"l": 92, "t": 62, "b": 12}, legend={"yref": "container", "y": 1, "yanchor": "top"})
     figure.update_xaxes(side="top")

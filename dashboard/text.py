@@ -23,6 +23,8 @@ _NAMES = {"\n": " ⏎ ", "\r": "", "\t": " ⇥ "}
 
 def visible(text: str) -> str:
     """One line, every character showable: line ends and tabs as glyphs, control characters and lone surrogates as �."""
+    if text.isascii() and text.isprintable():  # nearly always
+        return text
     shown = "".join(_NAMES.get(c, "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c) for c in text)
     right_to_left = any(unicodedata.bidirectional(c) in ("R", "AL", "RLE", "RLO", "RLI") for c in shown)
     return f"\u2068{shown}\u2069" if right_to_left else shown
