@@ -78,7 +78,7 @@ def moved(stack: Stack, move: Move) -> Stack:
         case "toggle":
             return _put(stack, at, replace(stack[at], on=bool(move.value)))
         case "scale":
-            return _put(stack, at, replace(stack[at], strength=_strength(move.value)))
+            return _put(stack, at, replace(stack[at], strength=check_strength(move.value)))
         case "remove":
             return stack[:at] + stack[at + 1 :]
         case "up" | "down":
@@ -155,7 +155,8 @@ def _put(stack: Stack, at: int, place: Place) -> Stack:
     return (*stack[:at], place, *stack[at + 1 :])
 
 
-def _strength(value: float) -> float:
+def check_strength(value: float) -> float:
+    """The strength itself. Raises BadRequest when it is out of bounds."""
     if not (math.isfinite(value) and 0 <= value <= STRONGEST):
         raise BadRequest(
             f"The strength is {value!r}.", f"0 to {STRONGEST:g} was wanted.", "1 is the edit as it was computed."

@@ -80,14 +80,15 @@ class FakeDesk:
         held = tuple(Held(r.request.prompt, r.request.target, True, 0.9) for r in reports)
         return Checkup(held, 0, None, None, 10.0 + len(standing), 10.0, 5.0, 5.0)
 
-    def adopt(self, standing, source: Path, request, folder: Path, stop):
+    def adopt(self, standing, source: Path, request, folder, stop):
         told = json.loads((source / "patch.json").read_text())
         if told.get("bad"):
             raise PatchError("This patch holds a number that is not finite.", "", "Save it again.")
-        (folder / "patch.json").write_text(json.dumps(told))
-        return (self._work(request or EditRequest("Where?", told["says"]), "rome", {}, lambda p: None, stop),)
+        (folder(1) / "patch.json").write_text(json.dumps(told))
+        asked = request or EditRequest("Where?", told["says"])
+        return [((self._work(asked, "rome", {}, lambda p: None, stop),), told.get("strength", 1.0))]
 
-    def export(self, format, edits, options, folder: Path, stop):
+    def export(self, format, edits, options, folder: Path, report):
         folder.mkdir()
         (folder / "edits.json").write_text(json.dumps([[strength, len(reports)] for _, strength, reports in edits]))
 

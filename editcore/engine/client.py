@@ -24,17 +24,15 @@ from typing import IO, Any
 
 from editcore.engine import wire
 from editcore.engine.contract import (
-    Engine,
     Health,
     JobKind,
     JobState,
-    JobStatus,
     Plans,
     outdated,
     recent,
 )
 from editcore.engine.inline import PROBE_TIMEOUT, wait
-from editcore.engine.queue import check_work, unknown_job
+from editcore.engine.queue import check_work, fail, unknown_job
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import EditcoreError, EngineError
@@ -42,8 +40,6 @@ from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
 from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
 from editcore.store import Store
-
-__all__ = ["Engine", "Health", "JobState", "JobStatus", "LocalEngine"]
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 2.0  # seconds
@@ -404,7 +400,7 @@ class LocalEngine:
             waiting, closed = list(self._pending.values()), self._closed
         for answer in waiting:
             said = "The engine was closed." if closed else "The worker stopped before it could answer."
-            _fail(answer, _Gone(said, "", "" if closed else "It is being restarted; try again in a moment."))
+            fail(answer, _Gone(said, "", "" if closed else "It is being restarted; try again in a moment."))
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -431,11 +427,6 @@ class LocalEngine:
         except OSError:
             logger.warning("the worker's log cannot be written")
             return open(os.devnull, "wb")
-
-
-def _fail(answer: Future[Any], error: EditcoreError) -> None:
-    if not answer.done() and answer.set_running_or_notify_cancel():
-        answer.set_exception(error)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -27,8 +27,9 @@ from editcore.edit import (
     world_of,
 )
 from editcore.engine.queue import Standing, Taken, Trial
-from editcore.errors import BadInput, EditcoreError
+from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.handle import Handle, load
+from editcore.history import check_strength
 from editcore.learned import Dials, Heard
 from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
@@ -175,30 +176,52 @@ class Desk:
         return checkup.check_up(self.handle, self._patches(standing), reports, stop)
 
     def adopt(
-        self, standing: Standing, source: Path, request: EditRequest | None, folder: Path, stop: Callable[[], bool]
-    ) -> tuple[EditReport, ...]:
+        self,
+        standing: Standing,
+        source: Path,
+        request: EditRequest | None,
+        folder: Callable[[int], Path],
+        stop: Callable[[], bool],
+    ) -> Sequence[tuple[tuple[EditReport, ...], float]]:
         """See `DeskLike.adopt`.
 
         Raises:
             PatchError, WrongModel: what is in `source` cannot be used here.
-            BadRequest: it brings no report, and no request says what to measure.
+            BadRequest: an edit brings no report, and no request says what to measure; or it is too strong.
         """
-        from editcore.export import brought  # late: it loads peft
+        from editcore.export import import_edits
 
-        patch, told = brought(self.handle, source)
-        patch.save(folder)
-        requests = [r.request for r in told] or ([request] if request else [])
-        return measured(self.handle, patch, requests, self._patches(standing), stop)
+        below, found = list(self._patches(standing)), []
+        for number, (patch, told) in enumerate(import_edits(self.handle, source), 1):
+            check_strength(patch.strength)
+            requests = [report.request for report in told] or ([request] if request else [])
+            reports = measured(self.handle, patch, requests, below, stop)
+            patch.scaled(1.0).save(folder(number))
+            found.append((reports, patch.strength))
+            below.append(patch)
+        return found
 
     def export(
-        self, format: str, edits: Sequence[Taken], options: Mapping[str, Any], folder: Path, stop: Callable[[], bool]
-    ) -> None:
-        """See `export.write`."""
-        from editcore.export import write  # late: it loads peft
+        self, format: str, edits: Sequence[Taken], options: Mapping[str, Any], folder: Path,
+        report: Callable[[Progress], None],
+    ) -> None:  # fmt: skip
+        """See `DeskLike.export`.
 
-        taken = [(patch, reports[0]) for patch, (_, _, reports) in zip(
-            self._patches([(f, s) for f, s, _ in edits]), edits, strict=True)]  # fmt: skip
-        write(self.handle, format, taken, folder, options.get("rank"))
+        Raises:
+            BadRequest: an edit has no such form, or there is no such format.
+        """
+        from editcore.export import export_adapter, export_merged, export_patch
+
+        patches = self._patches([(path, strength) for path, strength, _ in edits])
+        taken = [(patch, reports) for patch, (_, _, reports) in zip(patches, edits, strict=True)]
+        if format == "patch":
+            export_patch(taken, folder)
+        elif format == "peft":
+            export_adapter(self.handle, taken, folder, options.get("rank"), report)
+        elif format == "merged":
+            export_merged(self.handle, taken, folder, None, report)
+        else:
+            raise BadRequest(f"There is no format {format!r}.", "patch, peft or merged was wanted.")
 
     def prepare(
         self,

@@ -95,13 +95,30 @@ class DeskLike(Protocol):
         ...
 
     def adopt(
-        self, standing: Standing, source: Path, request: EditRequest | None, folder: Path, stop: Callable[[], bool]
-    ) -> tuple[EditReport, ...]:
-        """Read a patch or an adapter from a folder somebody gave, measure it on top, write it into `folder`."""
+        self,
+        standing: Standing,
+        source: Path,
+        request: EditRequest | None,
+        folder: Callable[[int], Path],
+        stop: Callable[[], bool],
+    ) -> Sequence[tuple[tuple[EditReport, ...], float]]:
+        """Read what somebody took away, and measure each edit on top of those before.
+
+        Args:
+            folder: number of an edit, from 1 -> where its patch is written.
+
+        Returns:
+            Reports and strength of each edit.
+        """
         ...
 
     def export(
-        self, format: str, edits: Sequence[Taken], options: dict[str, Any], folder: Path, stop: Callable[[], bool]
+        self,
+        format: str,
+        edits: Sequence[Taken],
+        options: dict[str, Any],
+        folder: Path,
+        report: Callable[[Progress], None],
     ) -> None:
         """Write edits into `folder`, to be taken away."""
         ...

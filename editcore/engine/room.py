@@ -241,14 +241,20 @@ class Room:
 
     def _adopt(self, desk: DeskLike, job: Job) -> EditReport:
         ((name, options),) = job.plans
-        below = history.in_place(self._store.stack(job.session))
-        source, request = Path(options["source"]), (job.requests or (None,))[0]
-        folder = self._store.blobs.scratch(job.job)
+        stack = self._store.stack(job.session)
+        below, source = list(history.in_place(stack)), Path(options["source"])
         try:
-            made = desk.adopt(self._store.placed(below), source, request, folder, job.stop.is_set)
+            found = desk.adopt(
+                self._store.placed(below), source, (job.requests or (None,))[0],
+                lambda number: self._store.blobs.scratch(f"{job.job}-{number}"), job.stop.is_set,
+            )  # fmt: skip
         finally:
             shutil.rmtree(source, ignore_errors=True)
-        return self._commit(desk, job, [Made(job.job, made, below)], f"bring in {name}")
+        made: list[Made] = []
+        for number, (reports, strength) in enumerate(found, 1):
+            made.append(Made(f"{job.job}-{number}", reports, tuple(below)))
+            below.append((made[-1].id, strength))
+        return self._commit(desk, job, made, f"bring in {name}", stack, [(True, strength) for _, strength in found])
 
     def _export(self, desk: DeskLike, job: Job) -> None:
         ((form, options),) = job.plans
@@ -258,7 +264,7 @@ class Room:
         found = [self._store.edit(job.session, edit) for edit, _ in chosen]
         edits = [(one.folder, strength, one.reports) for one, (_, strength) in zip(found, chosen, strict=True)]
         folder = self._store.blobs.scratch(job.job)
-        desk.export(form, edits, options, folder / form, job.stop.is_set)
+        desk.export(form, edits, options, folder / form, self._hear(job))
         job.file = shutil.make_archive(str(folder / f"editcore-{form}"), "zip", folder / form)
 
     def _hear(self, job: Job, title: str = "") -> Callable[[Progress], None]:
