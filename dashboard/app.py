@@ -13,6 +13,8 @@ st.navigation(
     [
         st.Page(_VIEWS / "edit.py", title="Edit", icon=":material/edit:", default=True),
         st.Page(_VIEWS / "compare.py", title="Compare", icon=":material/compare_arrows:"),
+        st.Page(_VIEWS / "sessions.py", title="Your sessions", icon=":material/history:"),
+        st.Page(_VIEWS / "shared.py", title="Shared results", visibility="hidden"),
     ],
     position="top",
 ).run()

@@ -11,18 +11,26 @@ from dashboard.text import duration, message, plain, shorten
 from editcore.engine.contract import Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
 from editcore.history import Move
+from editcore.records import ModelInfo
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
-KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation")
+KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation", "export")
+_AS: dict[JobKind, JobKind] = {"recomputation": "edit", "adoption": "edit"}  # end as edits, and are shown like one
 _SHOWN_ON: dict[JobKind, str] = {
     "edit": "Its result appears on the page Edit.",
     "comparison": "Its result appears on the page Compare.",
     "preparation": "",
+    "export": "Its file appears in the column beside the work.",
+    "recomputation": "Its result appears on the page Edit.",
+    "adoption": "Its result appears on the page Edit.",
 }
 _RUNNING: dict[JobKind, str] = {
     "edit": "An edit is running.",
     "comparison": "A comparison is running.",
     "preparation": "A method is being trained for this model.",
+    "export": "An export is being written.",
+    "recomputation": "Edits are being computed again.",
+    "adoption": "A file is being brought in.",
 }
 
 
@@ -36,11 +44,12 @@ class Frame:
     edit: JobState | None  # the edit this page looks at: unfinished, or the last one it knew
     comparison: JobState | None  # likewise
     preparation: JobState | None  # likewise
+    export: JobState | None  # likewise
 
     @property
     def running(self) -> JobState | None:
         """The unfinished job, if there is one."""
-        jobs = (self.edit, self.comparison, self.preparation)
+        jobs = (self.edit, self.comparison, self.preparation, self.export)
         return next((job for job in jobs if job and not job.finished), None)
 
     @property
@@ -70,7 +79,9 @@ def open_page(kind: JobKind) -> Frame:
             wait_for_engine()
         if trouble:
             st.error(message(trouble))
-        if frame.running and frame.running.kind != kind:
+        for told in state.notices(view.interrupted, resources.store_note()):
+            st.warning(message(told), icon=":material/info:")
+        if frame.running and shown_as(frame.running.kind) != kind:
             wait_for_job(frame.running.job)
         elif frame.training:
             wait_for_training()
@@ -87,14 +98,18 @@ def look(session: str, health: Health) -> tuple[SessionState, str]:
         return SessionState(session), str(error)
 
 
-def watched(view: SessionState) -> tuple[JobState | None, JobState | None, JobState | None]:
-    """The edit, comparison and preparation this page looks at: the session's unfinished one, else the last it knew."""
+def shown_as(kind: JobKind) -> JobKind:
+    """The kind of job it is shown like."""
+    return _AS.get(kind, kind)
+
+
+def watched(view: SessionState) -> tuple[JobState | None, ...]:
+    """The job of each of `KINDS` this page looks at: the session's unfinished one, else the last it knew."""
     if view.job and view.job not in {state.job(kind) for kind in KINDS}:
         found = poll(view.job)
         if found:
-            state.watch(found.job, found.kind)
-    edit, comparison, preparation = (known(kind) for kind in KINDS)
-    return edit, comparison, preparation
+            state.watch(found.job, shown_as(found.kind))
+    return tuple(known(kind) for kind in KINDS)
 
 
 def known(kind: JobKind) -> JobState | None:
@@ -152,9 +167,11 @@ def in_place(view: SessionState) -> str:
 
 def model_line(health: Health) -> str:
     """Which model, on what, and why there."""
-    model = health.model
-    if model is None:
-        return ""
+    return "" if health.model is None else model_words(health.model)
+
+
+def model_words(model: ModelInfo) -> str:
+    """A model, its size, its device and number format with the reason for each."""
     count = model.parameters
     amount = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
     return (

@@ -17,7 +17,10 @@ import streamlit as st
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EngineError
+from editcore.home import home_dir
 from editcore.records import EditReport, MethodInfo
+from editcore.store import Library, Store
+from editcore.store.library import LOCAL
 
 _DRAFTS = 200  # sessions whose half-filled form is kept
 PATIENCE = 8.0  # seconds the page waits for a short question
@@ -79,6 +82,31 @@ def reports(session: str, edit: str) -> tuple[EditReport, ...]:
     return engine().sessions.reports(session, edit)
 
 
+@st.cache_resource(max_entries=1, show_spinner=False)
+def library() -> Library:
+    """The stored sessions and share links; reading them starts no engine."""
+    if os.environ.get("EDITCORE_FAKE_ENGINE"):
+        return engine().sessions.library
+    return Library(Store(home_dir()))
+
+
+def store_note() -> str:
+    """What a person should know about how the stored sessions were opened."""
+    return library().note
+
+
+def owner(session: str) -> str:
+    """Whose list a session stands in: everybody's on this computer, else only that of whoever knows one of its ids."""
+    if is_local():
+        return LOCAL
+    return library().owner(session) or session
+
+
+def is_local() -> bool:
+    """True when only this computer can open the page."""
+    return str(st.get_option("server.address") or "") in ("127.0.0.1", "localhost", "::1")
+
+
 class Drafts:
     """Half-filled forms by session, so that a reload loses nothing typed. Forgets the longest unused."""
 
@@ -104,3 +132,6 @@ class Drafts:
 def drafts() -> Drafts:
     """The half-filled forms of this server."""
     return Drafts()
+
+
+CACHED = (engine, methods, beliefs, reports, library, drafts)  # everything this file keeps

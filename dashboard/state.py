@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import streamlit as st
@@ -26,7 +26,9 @@ QUESTION = "question"
 RESULT, BELIEFS, ASK = "Result", "What it believes", "Ask it"
 DEFAULT_METHOD = "rome"
 _FORM = (PROMPT, TARGET, SUBJECT, METHOD)
-_JOBS: dict[JobKind, str] = {"edit": "_job", "comparison": "_comparison", "preparation": "_preparation"}
+_JOBS: dict[JobKind, str] = {
+    "edit": "_job", "comparison": "_comparison", "preparation": "_preparation", "export": "_export",
+}  # fmt: skip
 _FILL_HOLDS = 2.0  # seconds, in which nobody types the old texts again
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
@@ -49,6 +51,16 @@ def open_session(page: str) -> str:
     st.session_state["_page"] = page
     _keep_filled()
     return str(session)
+
+
+def link() -> str:
+    """The share link in the URL; "" for none."""
+    return str(st.query_params.get("link", ""))
+
+
+def switch(page: str, session: str) -> NoReturn:
+    """Go to another page and session."""
+    st.switch_page(page, query_params={"session": session})
 
 
 def _restore(draft: dict[str, Any]) -> None:
@@ -224,8 +236,19 @@ def job(kind: JobKind) -> str:
 def watch(job_id: str, kind: JobKind) -> None:
     """Look at this job from now on."""
     st.session_state[_JOBS[kind]] = job_id
+    if job_id:
+        st.session_state["_notices"] = []
     if job_id and kind == "edit":
         st.session_state[PANE] = RESULT
+
+
+def notices(*told: str) -> list[str]:
+    """What a visitor should know and has not sent away by the next edit; each text is told once a visit."""
+    kept: list[str] = st.session_state.setdefault("_notices", [])
+    before: list[str] = st.session_state.setdefault("_told", [])
+    fresh = [text for text in told if text and text not in before]
+    st.session_state.update({"_notices": [*kept, *fresh], "_told": [*before, *fresh]})
+    return [*kept, *fresh]
 
 
 def show_edit(edit: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from dashboard import charts, compared, forms, frame, history, request, resources, results, state
+from dashboard import charts, compared, forms, frame, history, request, resources, results, state, takeaway
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
@@ -34,6 +34,7 @@ def main() -> None:
     form(page)
     outcome(page)
     history.column(page)
+    takeaway.corner(page)
 
 
 # What is compared.

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, state
+from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, state, takeaway
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
@@ -29,6 +29,7 @@ def main() -> None:
     with right:
         pane(page)
     history.column(page)
+    takeaway.corner(page)
 
 
 # The form.

@@ -55,6 +55,11 @@ class Library:
     def __init__(self, store: Store) -> None:
         self._store, self._database = store, store.database
 
+    @property
+    def note(self) -> str:
+        """What a person should know about how the store was opened."""
+        return self._store.note
+
     def sessions(self, owner: str, deleted: bool = False, most: int = 200) -> tuple[Listed, ...]:
         """An owner's sessions that hold an edit or a name, latest use first."""
         count = sa.select(sa.func.count()).where(edits.c.session == sessions.c.id).scalar_subquery()

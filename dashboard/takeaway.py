@@ -1,0 +1,183 @@
+"""What leaves the page and comes in again: exports, reports, share links, files. Knows the engine and the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import streamlit as st
+
+from dashboard import resources, state
+from dashboard.frame import Frame, cancel, poll, progress_line
+from dashboard.report import report_csv, report_html, report_json
+from dashboard.text import message, plain
+from editcore.engine.contract import JobState, SessionState
+from editcore.errors import EditcoreError
+from editcore.gate import check_request
+from editcore.records import EditReport, EditRequest, to_plain
+
+FORMATS = {
+    "patch": ("Patch", "Loads back here, on the same model. A few kilobytes."),
+    "peft": ("LoRA adapter", "For the peft library; checked against it before it is offered."),
+    "merged": ("Whole model", "A Hugging Face checkpoint with the edits added to its weights."),
+}
+LARGEST_MERGED = 2_000_000_000  # bytes of weights a browser is asked to take
+UPLOAD_MB = 5
+
+
+def corner(page: Frame) -> None:
+    """At the foot of the history: take away, share, bring in."""
+    with st.sidebar, st.container(key="corner", gap="small"):
+        if page.view.rows:
+            with st.popover("Take away", icon=":material/download:", width="stretch"):
+                _exports(page)
+            with st.popover("Share", icon=":material/share:", width="stretch"):
+                _share(page)
+        with st.popover("Bring in", icon=":material/upload:", width="stretch"):
+            _bring(page)
+        if page.export:
+            _exported(page.export)
+
+
+# Taking away.
+
+
+def _exports(page: Frame) -> None:
+    view, busy = page.view, page.running is not None or page.health.state != "ready"
+    if not view.edited:
+        st.caption("Every edit is switched off: there is nothing to write.")
+    large = page.health.model is not None and page.health.model.bytes > LARGEST_MERGED
+    rank = st.number_input(
+        "Rank, for edits of a whole matrix", 1, 512, None, key="rank", placeholder="only if asked for",
+        help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this many.",
+    )  # fmt: skip
+    for form, (title, words) in FORMATS.items():
+        too_large = form == "merged" and large
+        st.button(
+            title, key=f"export:{form}", icon=":material/file_save:", width="stretch",
+            disabled=busy or not view.edited or too_large, on_click=_start, args=(page.session, form, rank),
+            help="Too large for a browser: use `editcore export`." if too_large else words,
+        )  # fmt: skip
+    st.caption("A report to read, with the charts:")
+    with st.container(horizontal=True, gap="small"):
+        for suffix, mime in (("html", "text/html"), ("json", "application/json"), ("csv", "text/csv")):
+            st.download_button(
+                suffix.upper(), lambda suffix=suffix: _report(page.session, page.view)[suffix],
+                f"editcore-report.{suffix}", mime, key=f"report:{suffix}", on_click="ignore",
+            )  # fmt: skip
+
+
+def _start(session: str, form: str, rank: int | None) -> None:
+    options: dict[str, Any] = {"rank": int(rank)} if rank else {}
+    key = state.digest(["export", form, options, state.attempt()])
+    try:
+        state.watch(resources.engine().export(session, form, options, key), "export")
+    except EditcoreError as error:
+        st.toast(message(str(error)), icon=":material/error:")
+
+
+def _exported(job: JobState) -> None:
+    """The export on its way, its file, or why there is none."""
+    title = FORMATS.get(job.methods[0] if job.methods else "", ("Export", ""))[0]
+    if not job.finished:
+        return _writing(job.job, title)
+    if job.status == "done" and Path(job.file).exists():
+        st.download_button(
+            f"{title}: save the file", lambda: Path(job.file).read_bytes(), Path(job.file).name, "application/zip",
+            key=f"file:{job.job}", on_click="ignore", icon=":material/download:", type="primary", width="stretch",
+        )  # fmt: skip
+    elif job.status == "done":
+        st.caption("The exported file was tidied away; export it again.")
+    else:
+        st.error(message(job.error), icon=":material/error:")
+
+
+@st.fragment(run_every=0.5)
+def _writing(job_id: str, title: str) -> None:
+    job = poll(job_id)
+    if job is None or job.finished:
+        st.rerun()
+    st.caption(f":material/hourglass_top: {title}: {plain(progress_line(job))}")
+    st.button("Cancel", key="cancel-export", icon=":material/close:", on_click=cancel, args=(job_id,))
+
+
+def _report(session: str, view: SessionState) -> Mapping[str, bytes]:
+    reports = _reports(session, view)
+    model = resources.health().model or reports[0].model
+    title = view.name or "Edits of " + reports[0].model
+    return {
+        "html": report_html(title, model, reports).encode("utf-8", errors="replace"),
+        "json": report_json(title, model, reports), "csv": report_csv(reports),
+    }  # fmt: skip
+
+
+def _reports(session: str, view: SessionState) -> list[EditReport]:
+    return [report for row in view.rows for report in resources.reports(session, row.edit)]
+
+
+# Sharing.
+
+
+def _share(page: Frame) -> None:
+    st.caption("A link anybody may open: it shows these results as they are now, read-only, and leads nowhere else.")
+    st.button("Make a link", key="share", icon=":material/add_link:", width="stretch", on_click=_link, args=(page,))
+    link = state.value("_link")
+    if link and link[0] == page.session:
+        st.code(f"{_address()}/shared?link={link[1]}", language=None, wrap_lines=True)
+        st.button("Withdraw every link of this session", key="withdraw", icon=":material/link_off:", width="stretch",
+                  on_click=_withdraw, args=(page.session,))  # fmt: skip
+
+
+def _link(page: Frame) -> None:
+    rows = [{"edit": to_plain(row), "reports": [to_plain(r) for r in resources.reports(page.session, row.edit)]}
+            for row in page.view.rows]  # fmt: skip
+    model = page.health.model
+    content = {"rows": rows, "model": to_plain(model) if model else None}
+    try:
+        link = resources.library().share(page.session, page.view.name or "Edited beliefs", content)
+    except EditcoreError as error:
+        st.toast(message(str(error)), icon=":material/error:")
+        return
+    state.set_widget("_link", (page.session, link))
+
+
+def _withdraw(session: str) -> None:
+    count = resources.library().withdraw(session)
+    state.set_widget("_link", None)
+    st.toast(f"Withdrawn: {count}. Whoever opens such a link now finds nothing.", icon=":material/link_off:")
+
+
+def _address() -> str:
+    parts = urlsplit(st.context.url or "http://localhost:8501")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+# Bringing in.
+
+
+def _bring(page: Frame) -> None:
+    st.caption("A patch, a stack of patches or a LoRA adapter for this model, as a zip file. It goes on top of what is "
+               "in place and can be undone. One without a question is measured with the one in the form.")  # fmt: skip
+    file = st.file_uploader("Zip file", type=["zip"], key="bring", max_upload_size=UPLOAD_MB)
+    busy = page.running is not None or page.health.state != "ready"
+    if st.button("Bring it in", key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or not file):
+        assert file is not None
+        _adopt(page.session, file.getvalue(), file.name)
+
+
+def _adopt(session: str, data: bytes, name: str) -> None:
+    request = EditRequest(state.text(state.PROMPT).strip(), state.text(state.TARGET).strip())
+    try:
+        check_request(request)
+        asked: EditRequest | None = request
+    except EditcoreError:
+        asked = None
+    try:
+        job = resources.engine().adopt(session, data, name, asked, state.digest([name, len(data), state.attempt()]))
+    except EditcoreError as error:
+        st.error(message(str(error)), icon=":material/error:")
+        return
+    state.watch(job, "edit")
+    st.rerun()
