@@ -4,6 +4,9 @@ Nothing below an edited block depends on the edit, and no position before the fi
 once and kept. This is exact arithmetic, not an approximation. Whether a model can be run so is not assumed: the first
 shortened pass of a block, and every one that is longer than those before, is compared with the plain one, and where
 they differ the plain one is used from then on.
+
+A model does much around its blocks. Where that is seen to make no difference, later passes call the blocks directly,
+with what the model gave them the first time, and then the norm and the head behind them.
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ class Upper:
     y: Tensor = field(init=False)  # output at the tail [rows, tail, d_out]
     y_beside: Tensor | None = field(init=False, default=None)  # output of `beside` at the tail [rows, tail, its width]
     shortened: bool = field(init=False, default=False)
+    direct: bool = field(init=False, default=False)  # a shortened pass that follows another calls the blocks itself
+    _calls: list[tuple[Any, ...]] | None = field(init=False, default=None)  # what blocks were given beside the state
 
     def __post_init__(self) -> None:
         self._layout()
@@ -83,14 +88,17 @@ class Upper:
             self._first_pass()
             return
         memory, refuted = self.handle.memory, ("whole", self.first)
-        proven, length = ("proven", self.first, self._prefix > 0), self._ids.shape[1]
+        proven, direct = ((what, self.first, self._prefix > 0) for what in ("proven", "direct"))
+        length = self._ids.shape[1]
         if memory.get(refuted) or memory.get(proven, 0) >= length:
             self._first_pass()
-            self.shortened = not memory.get(refuted)
+            self.shortened, self.direct = not memory.get(refuted), memory.get(direct, False)
             return
-        plain = self._first_pass(check=True)
-        self.shortened = plain is not None and self._agrees(plain)
-        memory[proven if self.shortened else refuted] = length
+        plain, moved = self._first_pass(check=True), self._tried(_louder)
+        self.shortened = self._near(self._tried(lambda x, y: y), plain)
+        self.direct = self.shortened  # tried with what blocks were given for another state
+        self.direct = self.shortened and self._near(self._tried(_louder), moved)
+        memory[proven if self.shortened else refuted], memory[direct] = length, self.direct
 
     def _layout(self) -> None:
         h = self.handle
@@ -115,6 +123,7 @@ class Upper:
         self._read_row = torch.tensor([b for b, _ in flat], device=device)
         self._read_full = [p for _, p in flat]
         self._read_tail = [p - self.starts[b] for b, p in flat]
+        self._reads = self._read_row, torch.tensor(self._read_tail, device=device)
 
     @property
     def first(self) -> int:
@@ -151,6 +160,10 @@ class Upper:
         ]
         if self.beside is not None:
             hooks.append(self.beside.register_forward_hook(at_beside))
+        behind: list[nn.Module] = []
+        if check:
+            hooks.append(blocks[-1].register_forward_hook(lambda *_: behind.clear()))
+            hooks += [m.register_forward_hook(lambda m, *_: behind.append(m)) for m in self._around()]
         plain, cache = None, None
         reads = self._read_full if check else self._read_full[-1:] * len(self._read_full)
         try:
@@ -169,7 +182,17 @@ class Upper:
         self._hidden = into[tail]
         self._rest = self._hidden - self.y if self.first > self.site.layer else None
         self._kept = self._cut(cache) if self._prefix else {}
+        if check:
+            self.handle.memory["behind the blocks"] = behind
         return plain if check else None
+
+    def _around(self) -> list[nn.Module]:
+        """The modules beside the block list and beside the modules that hold it."""
+        anatomy = self.handle.anatomy
+        blocks = getattr(anatomy.holder, anatomy.attribute)
+        above = [m for m in self.handle.model.modules() if any(n is blocks for n in m.modules())]
+        beside = [child for m in above if m is not blocks for child in m.children()]
+        return [child for child in beside if not any(child is m for m in above)]
 
     def _cut(self, cache: Any) -> dict[int, tuple[Tensor, Tensor]]:
         kept = {}
@@ -200,15 +223,20 @@ class Upper:
         ends = torch.tensor([wanted[0] for wanted in self.reads], device=ids.device)
         return reading(torch.arange(ids.shape[1], device=ids.device) <= ends[:, None])
 
-    def _agrees(self, plain: Tensor) -> bool:
+    def _tried(self, change: Change) -> Tensor | None:
+        """What a shortened pass gives, if there can be one."""
         try:
             with torch.no_grad():
-                difference = (self._shortened(lambda x, y: y) - plain).abs()
+                return self._shortened(change)
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
-            difference = torch.tensor(float("inf"))
-        likely = plain > -12.0  # the far tail of a distribution is all rounding
+            return None
+
+    def _near(self, found: Tensor | None, wanted: Tensor | None) -> bool:
+        if found is None or wanted is None or found.shape != wanted.shape:
+            return False
+        likely = wanted > -12.0  # the far tail of a distribution is all rounding
         slack = TOLERANCE if self.handle.dtype == torch.float32 else 0.3
-        return bool(difference.ndim and likely.any() and difference[likely].max() < slack)
+        return bool(likely.any() and (found - wanted).abs()[likely].max() < slack)
 
     def run(self, change: Change, beside: Change | None = None) -> Tensor:
         """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in the changes.
@@ -219,21 +247,42 @@ class Upper:
         return self._shortened(change, beside) if self.shortened else self._whole(change, beside)
 
     def _shortened(self, change: Change, beside: Change | None = None) -> Tensor:
-        positions = self._index
-        cache = _Prefix(self._kept, self._prefix) if self._prefix else None
         if self._rest is None:
-            with (
-                self._standing_in(self._hidden, self.site.layer),
-                self._hooked(self._unflattened(change), beside and self._unflattened(beside)),
-            ):
-                return self._call(
-                    self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
-                )[0]
-        hidden = self._rest + change(self.x, self.y)
-        with self._standing_in(hidden, self.first):
+            with self._hooked(self._unflattened(change), beside and self._unflattened(beside)):
+                return self._from(self._hidden)
+        return self._from(self._rest + change(self.x, self.y))
+
+    def _from(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities at the reads when block `first` gets `hidden` [rows, tail, width]."""
+        if self.direct and self._calls is not None:
+            for block, args, kwargs in self._calls:
+                out = block(hidden, *args, **kwargs)
+                hidden = out[0] if isinstance(out, tuple) else out
+            hidden = hidden[self._reads][None]
+            for module in self.handle.memory["behind the blocks"]:
+                hidden = module(hidden)
+            return torch.log_softmax(hidden[0].float(), -1)
+        cache = _Prefix(self._kept, self._prefix) if self._prefix else None
+        with self._standing_in(hidden, self.first), self._noted():
             return self._call(
-                self._tail_ids, self._tail_mask, positions, cache, use_cache=False, reads=self._read_tail
+                self._tail_ids, self._tail_mask, self._index, cache, use_cache=False, reads=self._read_tail
             )[0]
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Keeps what blocks are given while the block runs."""
+        calls: list[tuple[Any, ...]] = []
+        self._calls = calls
+
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((block, args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+
+        hooks = [b.register_forward_pre_hook(note, with_kwargs=True) for b in self.handle.anatomy.blocks[self.first :]]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _unflattened(self, change: Change) -> Change:
         """`change` for a site that some families (OPT) run on [rows * tail, width]."""
@@ -307,6 +356,11 @@ class Upper:
             setattr(anatomy.holder, anatomy.attribute, whole)
             if hook is not None:
                 hook.remove()
+
+
+def _louder(_x: Tensor, y: Tensor) -> Tensor:
+    """A change that every later block notices."""
+    return 1.25 * y
 
 
 class _Give(_Skip):

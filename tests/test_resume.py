@@ -19,6 +19,8 @@ ROWS = (
 FROM_THE_START = tuple((ids, 0, reads) for ids, _, reads in ROWS)
 # Position biases and short windows enter attention where a shortened pass cannot give them.
 WHOLE = {"bloom", "mpt", "falcon-alibi", "mistral-window", "gemma3-window", "gpt-neo-window"}
+# What the head gives there is scaled or capped before it is read.
+SCALED = {"gemma2", "cohere", "cohere2"}
 
 
 def upper(name: str, layer: int, rows=ROWS, block=False) -> Upper:
@@ -101,6 +103,25 @@ def test_attention_and_mlp_changed_in_one_pass_are_what_plain_passes_give(name, 
     for delta, twin in zip(deltas, twins, strict=True):
         assert twin.grad.norm() > 0
         assert (delta.grad - twin.grad).norm() < 1e-4 * twin.grad.norm()
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["matrix", "block"])
+@pytest.mark.parametrize("rows", [ROWS, FROM_THE_START], ids=["prefixes", "from-the-start"])
+@pytest.mark.parametrize("name", models.DENSE)
+def test_a_pass_that_follows_another_equals_plain_passes(name, rows, block):
+    found, delta, twin = upper(name, 1, rows, block), random_delta(), random_delta()
+    found.run(at_first(random_delta(1)))
+    again, plain = found.run(at_first(delta)), one_by_one(name, 1, twin, rows, block)
+    assert (again - plain).abs().max() < 1e-4
+    goal = torch.linspace(-1, 1, again.numel()).reshape(again.shape)
+    (again * goal).sum().backward()
+    (plain * goal).sum().backward()
+    assert (delta.grad - twin.grad).norm() < 1e-4 * twin.grad.norm()
+
+
+@pytest.mark.parametrize("name", models.DENSE)
+def test_only_families_with_a_scale_behind_the_head_need_the_model_around_their_blocks(name):
+    assert upper(name, 1).direct is (name not in WHOLE | SCALED)
 
 
 @pytest.mark.parametrize("name", models.DENSE)
