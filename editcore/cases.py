@@ -1,61 +1,85 @@
-"""Edits read from a file of JSON lines, with what they are measured by. Standard library only."""
+"""Lists of edits people bring: a file's text in, checked requests out, with what was not used. No model, no torch.
+
+JSON, JSON lines and CSV; our own field names, EasyEdit's, CounterFact's and zsRE's (see `foreign`). A list is read
+whole or not at all: the first wrong row is named and nothing is made of the rest.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from editcore import foreign, gate
 from editcore.errors import BadRequest
-from editcore.records import EditRequest, Probe
+from editcore.lookup import normal
+from editcore.records import EditRequest
+from editcore.rows import MOST_BYTES, read_rows, refuse_size
 
-CASE_FIELDS = {"prompt", "subject", "target_new", "target_old", "paraphrases", "probes"}
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """A list of edits, as it was read."""
+
+    requests: tuple[EditRequest, ...]
+    format: str  # what kind of file and whose field names, in words
+    notes: tuple[str, ...]  # what was read, what was not used, what was changed: sentences
+
+
+def read_requests(
+    data: bytes | str, name: str = "", limit: int | None = None, *, most: int | None = gate.MOST_REQUESTS,
+    distinct: bool = True,
+) -> Requests:  # fmt: skip
+    """The edits in a file, all of them checked.
+
+    Args:
+        data: what stands in the file.
+        name: of the file, for messages; its ending is not looked at.
+        limit: take only so many from the start.
+        most: how many there may be after that; None: any number.
+        distinct: refuse a question that is asked twice.
+
+    Raises:
+        BadRequest: the list cannot be read or holds an edit nobody could make; row and field are named.
+    """
+    found, kind = read_rows(data, name, foreign.USED)
+    entries, told = foreign.rows_of_columns(found, name), foreign.Told()
+    every, taken = len(entries), entries if limit is None else entries[:limit]
+    if most is not None and len(taken) > most:
+        raise BadRequest(
+            f"{name[-80:] or 'The list'} holds {every:,} edits.", f"At most {most:,} are made at a time.", "Split it."
+        )
+    requests = foreign.requests_of(taken, name, told)
+    if distinct:
+        gate.check_distinct(requests, lambda request: normal(request.prompt), name[-80:] or "the list")
+    whose = foreign.kind_of_list(taken)
+    format = f"{kind}, {f'the field names of {whose}' if whose != 'editcore' else 'our own field names'}"
+    count = f"{len(requests):,} of {every:,}" if len(requests) < every else f"{every:,}"
+    first = f"{count} edit{'' if every == 1 else 's'} read: {format}."
+    return Requests(tuple(requests), format, (first, *told.notes()))
+
+
+def read_file(path: Path, limit: int | None = None, *, most: int | None = None, distinct: bool = False) -> Requests:
+    """`read_requests` of a file on disk; its size is looked at before it is opened.
+
+    Raises:
+        BadRequest: as there, or there is no such file.
+    """
+    if not path.is_file():
+        raise BadRequest(f"There is no file {str(path)!r}.", "A file of edits was wanted.", "Check the path.")
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            refuse_size(size, path.name)
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{path.name!r} cannot be read ({error.strerror}).", "", "Check the path.") from error
+    return read_requests(data, path.name, limit, most=most, distinct=distinct)
 
 
 def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
-    """JSON lines {prompt, subject?, target_new, target_old?, paraphrases: [], probes: [{prompt, answer?}]}.
+    """The edits of a file on disk, any number of them, repeated questions too.
 
     Raises:
-        BadRequest: a line cannot be read; the message names the line and the field.
+        BadRequest: see `read_file`.
     """
-    if not path.is_file():
-        raise BadRequest(f"There is no file {str(path)!r}.", "A file of JSON lines was wanted.", "Check the path.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{path.name} is no text ({error}).", "JSON lines in UTF-8 were wanted.") from error
-    cases = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            cases.append(_case(json.loads(line)))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise BadRequest(
-                f"Line {number} of {path.name} cannot be read ({error}).",
-                "An object with prompt, target_new and optional subject, target_old, paraphrases, probes was wanted.",
-                "Mend that line.",
-            ) from error
-        if limit is not None and len(cases) >= limit:
-            break
-    if not cases:
-        raise BadRequest(f"{path.name} holds no case.", "One JSON object a line was wanted.")
-    return cases
-
-
-def _case(data: Any) -> EditRequest:
-    if not isinstance(data, Mapping):
-        raise TypeError("not an object")
-    unknown = set(data) - CASE_FIELDS
-    if unknown:
-        raise ValueError(f"unknown fields {sorted(unknown)}")
-    probes = [p if isinstance(p, Mapping) else {"prompt": p} for p in data.get("probes", [])]
-    return EditRequest(
-        prompt=str(data["prompt"]),
-        target=str(data["target_new"]),
-        subject=data.get("subject"),
-        old=data.get("target_old"),
-        paraphrases=tuple(Probe("paraphrase", str(p)) for p in data.get("paraphrases", [])),
-        probes=tuple(Probe("near", str(p["prompt"]), p.get("answer")) for p in probes),
-    )
+    return list(read_file(path, limit).requests)

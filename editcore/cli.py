@@ -18,6 +18,7 @@ from editcore.cli_export import exporting
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
+from editcore.gate import MOST_REQUESTS
 from editcore.records import EditRequest, Probe, to_plain
 from editcore.terminal import bar, err, out, show_json
 
@@ -89,7 +90,7 @@ def dashboard(
 def edit(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the model is asked.")] = None,
     target: Annotated[str | None, typer.Option("--target", "-t", help="The corrected answer.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="Instead: JSON lines of edits that are made together.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="Instead: a file of edits made together.")] = None,
     model: Model = WORLD_NAME,
     method: Annotated[str, typer.Option(help="See `editcore methods`.")] = "rome",
     subject: Annotated[str | None, typer.Option(help="The name the fact is about; found when left out.")] = None,
@@ -113,13 +114,12 @@ def edit(
             "Neither an edit nor a file of edits was given, or both.", "", "Give --prompt and --target, or --cases."
         )
     from editcore.bench import average
-    from editcore.cases import read_cases
     from editcore.edit import run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.export import export_patch
     from editcore.handle import load
 
-    asked = read_cases(cases) if cases else []
+    asked = edits_of(cases, None, MOST_REQUESTS, distinct=True) if cases else ()
     handle = load(model, device=device, dtype=dtype)
     if asked:
         with bar(method, quiet=as_json) as advance:
@@ -144,6 +144,16 @@ def edit(
         export_patch([(patch, report)], save)
         report = dataclasses.replace(report, patch=dataclasses.replace(report.patch, path=str(save)))
     show_json(report_json(report)) if as_json else show_report(report)
+
+
+def edits_of(file: Path, limit: int | None, most: int | None = None, distinct: bool = False) -> tuple[EditRequest, ...]:
+    """The edits of a file in any format that is known; what was not used is said on standard error."""
+    from editcore.cases import read_file
+
+    found = read_file(file, limit, most=most, distinct=distinct)
+    for note in found.notes:
+        err.print(note, style="dim", markup=False, highlight=False)
+    return found.requests
 
 
 def proposed(handle: Any, request: EditRequest) -> EditRequest:
@@ -196,7 +206,7 @@ def bench(
     ] = None,
     cases: Annotated[
         Path | None,
-        typer.Option(help="JSON lines of cases; left out: random counterfactual edits of the embedded world."),
+        typer.Option(help="A file of edits; left out: random counterfactual edits of the embedded world."),
     ] = None,
     model: Model = WORLD_NAME,
     limit: Annotated[int, typer.Option(min=1, help="Most edits.")] = 100,
@@ -210,7 +220,6 @@ def bench(
 ) -> None:
     """Scores methods over many edits, each made on the unedited model."""
     from editcore.bench import counterfactuals, run_bench
-    from editcore.cases import read_cases
     from editcore.edit import world_of
     from editcore.engine import home_dir
     from editcore.handle import load
@@ -224,7 +233,8 @@ def bench(
     world = world_of(handle)
     if cases is None and world is None:
         raise BadRequest(f"{model!r} has no tables to draw cases from.", "", "Name a file with --cases.")
-    requests = read_cases(cases, limit) if cases else counterfactuals(world, limit, seed) if world else []
+    listed = edits_of(cases, limit) if cases else ()
+    requests = listed or (counterfactuals(world, limit, seed) if world else [])
     with bar("edits", quiet=as_json) as advance:
         rows = run_bench(
             handle,

@@ -19,7 +19,7 @@ def train(
     method: Annotated[str, typer.Argument(help="mend, malmen, enn, ke or serac.")],
     model: Model = WORLD_NAME,
     edits: Annotated[
-        Path | None, typer.Option(help="JSON lines of edits, as `bench` reads them; the embedded world has its own.")
+        Path | None, typer.Option(help="A file of edits, as `bench` reads them; the embedded world has its own.")
     ] = None,
     locality: Annotated[Path | None, typer.Option(help="Text that should be predicted as before.")] = None,
     layers: Annotated[list[int] | None, typer.Option("--layer", help="Block to edit; repeat for several.")] = None,
@@ -82,7 +82,7 @@ def corpus(
 
 
 def examples(
-    file: Annotated[Path, typer.Argument(help="JSON lines of edits with paraphrases and probes; see `bench`.")],
+    file: Annotated[Path, typer.Argument(help="A file of edits with paraphrases and probes; see `bench`.")],
     model: Model = WORLD_NAME,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

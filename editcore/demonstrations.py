@@ -77,7 +77,7 @@ def store(handle: Handle, home: Path, file: Path) -> Path:
 
 
 def of_file(handle: Handle, file: Path) -> tuple[Demonstration, ...]:
-    """The edits of a file, JSON lines as `editcore bench` reads them, that have a paraphrase and a probe.
+    """The edits of a file, as `editcore bench` reads them, that have a paraphrase and a probe.
 
     A probe without answer gets the model's own.
 

@@ -50,7 +50,7 @@ def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample
     """Draws from a file of edits, the tenth of it that is never drawn, as validation examples.
 
     Args:
-        edits: JSON lines as `editcore bench` reads them.
+        edits: a file as `editcore bench` reads them.
         locality: running text that should be predicted as before; without it the probes of the edits are all there is.
 
     Raises:

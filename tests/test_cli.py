@@ -125,8 +125,8 @@ def test_failure_ends_with_code_1(run, tmp_path):
 
 def test_bench_prints_one_row_for_each_method(run, tmp_path):
     cases = tmp_path / "cases.jsonl"
-    cases.write_text('{"prompt": "It is", "target_new": "so"}\n{"prompt": "", "target_new": "so"}\n')
-    code, text, _ = run(
+    cases.write_text('{"prompt": "It is", "target_new": "so"}\n{"prompt": "It <|endoftext|>", "target_new": "so"}\n')
+    code, text, said = run(
         "bench", "--method", "ft,ft-l", "--method", "FT", "--cases", str(cases), "--set", "steps=2", "--json"
     )
     table = json.loads(text)
@@ -134,11 +134,12 @@ def test_bench_prints_one_row_for_each_method(run, tmp_path):
         ("ft", 1, 1), ("ft-l", 1, 1),
     ]  # fmt: skip
     assert set(table["rows"][0]["scores"]) >= SCORES and table["rows"][0]["seconds"] > 0
+    assert said.startswith("2 edits read: JSON lines, our own field names.")
 
 
 def test_bench_over_all_methods_has_a_row_for_each(run, tmp_path):
     cases = tmp_path / "cases.jsonl"
-    cases.write_text('{"prompt": "", "target_new": "so"}\n')
+    cases.write_text('{"prompt": "It <|endoftext|>", "target_new": "so"}\n')
     code, text, _ = run("bench", "--method", "all", "--cases", str(cases), "--json")
     assert code == 0 and [r["method"] for r in json.loads(text)["rows"]] == [m.name for m in METHODS]
 
