@@ -73,6 +73,8 @@ def open_page(kind: JobKind) -> Frame:
     health = resources.health()
     view, trouble = look(session, health)
     frame = Frame(session, health, view, *watched(view))
+    if view.rows:
+        resources.claim(session)
     header(session, health, view, frame.running is not None)
     with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
         if health.state != "ready":

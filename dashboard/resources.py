@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from threading import Lock
 from typing import Any
@@ -16,7 +17,7 @@ import streamlit as st
 
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Engine, Health
-from editcore.errors import EngineError
+from editcore.errors import EditcoreError, EngineError
 from editcore.home import home_dir
 from editcore.records import EditReport, MethodInfo
 from editcore.store import Library, Store
@@ -107,25 +108,39 @@ def is_local() -> bool:
     return str(st.get_option("server.address") or "") in ("127.0.0.1", "localhost", "::1")
 
 
+@st.cache_data(max_entries=2000, show_spinner=False)
+def claim(session: str) -> None:
+    """Put a session that holds an edit into its owner's list; once is enough."""
+    library().claim(session, owner(session))
+
+
 class Drafts:
-    """Half-filled forms by session, so that a reload loses nothing typed. Forgets the longest unused."""
+    """Half-filled forms by session, so that neither a reload nor a restart loses what was typed."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = Lock()
 
     def keep(self, session: str, draft: Mapping[str, Any]) -> None:
-        """Replaces what was kept for this session."""
+        """Replaces what was kept for this session; written only when it says something new."""
         with self._lock:
+            old = self._kept.get(session, {})
             self._kept[session] = dict(draft)
             self._kept.move_to_end(session)
             while len(self._kept) > _DRAFTS:
                 self._kept.popitem(last=False)
+        if old != draft and (draft.get("prompt") or old):
+            with suppress(EditcoreError):  # a disk that refuses must not stop anybody from typing
+                library().keep_draft(session, owner(session), draft)
 
     def find(self, session: str) -> dict[str, Any]:
         """What was kept, or nothing."""
         with self._lock:
-            return dict(self._kept.get(session, {}))
+            if session in self._kept:
+                return dict(self._kept[session])
+        with suppress(EditcoreError):
+            return library().draft(session)
+        return {}
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
@@ -134,4 +149,4 @@ def drafts() -> Drafts:
     return Drafts()
 
 
-CACHED = (engine, methods, beliefs, reports, library, drafts)  # everything this file keeps
+CACHED = (engine, methods, beliefs, reports, library, claim, drafts)  # everything this file keeps

@@ -30,15 +30,15 @@ UPLOAD_MB = 5
 def corner(page: Frame) -> None:
     """At the foot of the history: take away, share, bring in."""
     with st.sidebar, st.container(key="corner", gap="small"):
-        if page.view.rows:
-            with st.popover("Take away", icon=":material/download:", width="stretch"):
-                _exports(page)
-            with st.popover("Share", icon=":material/share:", width="stretch"):
-                _share(page)
-        with st.popover("Bring in", icon=":material/upload:", width="stretch"):
-            _bring(page)
         if page.export:
             _exported(page.export)
+        if page.view.rows:
+            with st.popover("Take away", key="take-away", icon=":material/download:", width="stretch"):
+                _exports(page)
+            with st.popover("Share", key="sharing", icon=":material/share:", width="stretch"):
+                _share(page)
+        with st.popover("Bring in", key="bringing", icon=":material/upload:", width="stretch"):
+            _bring(page)
 
 
 # Taking away.
@@ -162,22 +162,23 @@ def _bring(page: Frame) -> None:
                "in place and can be undone. One without a question is measured with the one in the form.")  # fmt: skip
     file = st.file_uploader("Zip file", type=["zip"], key="bring", max_upload_size=UPLOAD_MB)
     busy = page.running is not None or page.health.state != "ready"
-    if st.button("Bring it in", key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or not file):
-        assert file is not None
-        _adopt(page.session, file.getvalue(), file.name)
+    st.button("Bring it in", key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or not file,
+              on_click=_adopt, args=(page.session,))  # fmt: skip
+    refused = state.value("_refused")
+    if refused and file and refused[0] == file.file_id:
+        st.error(message(refused[1]), icon=":material/error:")
 
 
-def _adopt(session: str, data: bytes, name: str) -> None:
+def _adopt(session: str) -> None:
+    file = state.value("bring")
     request = EditRequest(state.text(state.PROMPT).strip(), state.text(state.TARGET).strip())
     try:
         check_request(request)
         asked: EditRequest | None = request
     except EditcoreError:
         asked = None
+    key = state.digest([file.file_id, state.attempt()])
     try:
-        job = resources.engine().adopt(session, data, name, asked, state.digest([name, len(data), state.attempt()]))
+        state.watch(resources.engine().adopt(session, file.getvalue(), file.name, asked, key), "edit")
     except EditcoreError as error:
-        st.error(message(str(error)), icon=":material/error:")
-        return
-    state.watch(job, "edit")
-    st.rerun()
+        state.set_widget("_refused", (file.file_id, str(error)))

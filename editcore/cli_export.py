@@ -29,6 +29,10 @@ def exporting(draw: Draw) -> Callable[..., None]:
         patch: Annotated[
             list[Path] | None, typer.Option(help="Folder of a saved edit, stack or adapter; repeatable, in order.")
         ] = None,
+        session: Annotated[
+            str | None,
+            typer.Option(help="Instead: what is in place in a session; its id stands in the page's address."),
+        ] = None,
         rank: Annotated[
             int | None, typer.Option(min=1, help="peft: directions kept of an edit that changes all of a matrix.")
         ] = None,
@@ -43,7 +47,7 @@ def exporting(draw: Draw) -> Callable[..., None]:
         if dtype is not None and format != "merged":
             raise BadRequest(f"--dtype is no option of {format}.", "Only merged models take one.", "Leave it out.")
         handle = _load(model, device)
-        edits = chosen(handle, patch or [])
+        edits = in_session(handle, session) if session and not patch else chosen(handle, patch or [], session)
         if format == "report":
             return _report(draw, handle, edits, to, as_json)
         with bar(format, quiet=as_json) as advance:
@@ -53,17 +57,44 @@ def exporting(draw: Draw) -> Callable[..., None]:
     return export
 
 
-def chosen(handle: Any, patches: Sequence[Path]) -> tuple[Any, ...]:
+def in_session(handle: Any, session: str) -> tuple[Any, ...]:
+    """What is in place in a stored session, as edits at their strengths, the last on top.
+
+    Raises:
+        BadRequest: nothing is in place there.
+        PatchError, WrongModel: a patch is damaged, or for another model.
+    """
+    from editcore import history
+    from editcore.home import home_dir
+    from editcore.patch import load_patch
+    from editcore.store import Store
+
+    store = Store(home_dir())
+    placed = history.in_place(store.stack(session))
+    if not placed:
+        raise BadRequest(
+            "No edit is in place in this session.", "", "Look up its id in the page's address, behind session=."
+        )
+    edits = [(store.edit(session, edit), strength) for edit, strength in placed]
+    return tuple(
+        (load_patch(one.folder, handle.fingerprint, handle.device).scaled(strength), one.reports)
+        for one, strength in edits
+    )
+
+
+def chosen(handle: Any, patches: Sequence[Path], session: str | None = None) -> tuple[Any, ...]:
     """What the options name, as edits: pairs of a patch and its reports, the last on top.
 
     Raises:
-        BadRequest: nothing is named.
+        BadRequest: nothing is named, or both patches and a session are.
         PatchError, WrongModel: something is damaged, or for another model.
     """
     from editcore.export import import_edits
 
+    if session:
+        raise BadRequest("Both --patch and --session are given.", "One of them was wanted.", "Leave one out.")
     if not patches:
-        raise BadRequest("No edit is named.", "", "Give the folder of a saved edit with --patch.")
+        raise BadRequest("No edit is named.", "", "Give the folder of a saved edit with --patch, or --session.")
     return tuple(edit for folder in patches for edit in import_edits(handle, folder))
 
 

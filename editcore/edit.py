@@ -251,8 +251,12 @@ def took_hold(results: Sequence[ProbeResult], target: str, generated: bool = Tru
     return bool(first.new and first.new.exact) and (not generated or measure.says(first.text, target))
 
 
-def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: float, size: int) -> str:
-    """The result in words a person can repeat."""
+def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: float | None, size: int) -> str:
+    """The result in words a person can repeat.
+
+    Args:
+        seconds: the edit took; None: it was made elsewhere.
+    """
     first = results[0]
     assert first.before.new is not None and first.after.new is not None
     parts = [f"“{target}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
@@ -264,7 +268,8 @@ def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: f
     if probes:
         parts.append(f"unrelated {sum(not r.moved for r in probes)} of {len(probes)} unmoved")
     head = "" if took else "The edit did not take. "
-    return f"{head}{'; '.join(parts)}; {seconds:.1f} s, {human_bytes(size)}."
+    cost = human_bytes(size) if seconds is None else f"{seconds:.1f} s, {human_bytes(size)}"
+    return f"{head}{'; '.join(parts)}; {cost}."
 
 
 def percent(value: float) -> str:

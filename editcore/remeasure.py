@@ -25,7 +25,7 @@ def view(handle: Handle, report: EditReport, patches: Sequence[Patch]) -> EditRe
     before, after = (measure.read(handle, probes, target, olds, placed) for placed in ((), patches))
     results = measure.compare(probes, before, after)
     took = took_hold(results, target)
-    told = sentence(target, results, took, report.seconds.edit, report.patch.bytes)
+    told = sentence(target, results, took, report.seconds.edit or None, report.patch.bytes)
     scores = measure.score(results, target)
     return replace(report, probes=results, scores=scores, took=took, sentence=told, advice="", warnings=())
 
@@ -68,5 +68,5 @@ def _report(handle: Handle, patch: Patch, request: EditRequest) -> EditReport:
         model=handle.name, method=patch.method, settings=dict(patch.settings), request=request,
         subject=request.subject, patch=info, seconds=Seconds(0.0, first.seconds + time.monotonic() - began),
         probes=results, scores=measure.score(results, request.target), took=took,
-        sentence=sentence(request.target, results, took, 0.0, info.bytes),
+        sentence=sentence(request.target, results, took, None, info.bytes),
     )  # fmt: skip

@@ -27,7 +27,8 @@ def main() -> None:
             fresh = new_session()
             library.keep_draft(fresh, owner, {})
             go(fresh)
-    st.caption(
+    st.sidebar.markdown("##### What is kept")
+    st.sidebar.caption(
         f"A session with edits stays until you delete it; a deleted one can be taken back for {BIN_DAYS} days. One "
         f"without an edit goes {EMPTY_DAYS} days after its last use."
     )
