@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboard import resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import counted, message, plain, shorten
+from dashboard.text import counted, message, percent, plain, shorten
 from editcore.engine.contract import SessionState
 from editcore.errors import EditcoreError
 from editcore.history import STRONGEST, Move, Row
@@ -51,7 +51,7 @@ def _steps(view: SessionState, busy: bool) -> None:
 
 def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
     key, more = f"{row.edit}:{row.on}:{row.strength}", counted(row.requests - 1, "more", "more")
-    name = plain(shorten(row.target, 28)) + (f" and {more}" if row.requests > 1 else "")
+    name = f"{plain(shorten(row.target, 14))} and {more}" if row.requests > 1 else plain(shorten(row.target, 24))
     with st.container(border=True, gap=None, key=f"edit:{row.edit}"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.toggle(
@@ -74,8 +74,10 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
 
 def _about(row: Row) -> str:
     """Method, question and how it went."""
-    how = [title_of(row.method), "" if row.took else "did not take", f"at {row.strength:.0%}" * (row.strength != 1)]
-    return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(row.prompt, 60))}"
+    strength = "" if row.strength == 1 else f"at {percent(row.strength)}"
+    how = [title_of(row.method), "" if row.took else "did not take", strength]
+    what = row.prompt if row.requests == 1 else row.sentence
+    return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(what, 60))}"
 
 
 def _again_help(row: Row, rows: tuple[Row, ...]) -> str:
@@ -211,8 +213,8 @@ def _which_line(which: str, row: Row, view: SessionState) -> str:
     if which == BASE:
         return "The base model answers, before and after: nothing is in place."
     if which == ONLY:
-        return f"○ the base model, ● the model with edit #{row.number} alone, at {row.strength:.0%}."
+        return f"○ the base model, ● the model with edit #{row.number} alone, at {percent(row.strength)}."
     if not counting:
         return "Every edit is switched off: the base model answers, before and after."
-    names = ", ".join(f"#{r.number}" + (f" at {r.strength:.0%}" if r.strength != 1 else "") for r in counting)
+    names = ", ".join(f"#{r.number}" + (f" at {percent(r.strength)}" if r.strength != 1 else "") for r in counting)
     return f"○ the base model, ● the model with everything in place: {names}."

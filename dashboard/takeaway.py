@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from dashboard import resources, state
+from dashboard import forms, resources, state
 from dashboard.frame import Frame, cancel, poll, progress_line
 from dashboard.report import report_csv, report_html, report_json
-from dashboard.text import message, plain
+from dashboard.text import counted, message, plain
+from editcore.cases import Requests, read_requests
 from editcore.engine.contract import JobState, SessionState
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
@@ -25,6 +28,8 @@ FORMATS = {
 }
 LARGEST_MERGED = 2_000_000_000  # bytes of weights a browser is asked to take
 UPLOAD_MB = 5
+LISTS = ("json", "jsonl", "csv", "tsv", "txt")
+MOST_LISTED = 100  # edits of a list that are made and measured from the page
 
 
 def corner(page: Frame) -> None:
@@ -158,15 +163,54 @@ def _address() -> str:
 
 
 def _bring(page: Frame) -> None:
-    st.caption("A patch, a stack of patches or a LoRA adapter for this model, as a zip file. It goes on top of what is "
-               "in place and can be undone. One without a question is measured with the one in the form.")  # fmt: skip
-    file = st.file_uploader("Zip file", type=["zip"], key="bring", max_upload_size=UPLOAD_MB)
+    st.caption("A **zip file** with a patch, a stack of patches or a LoRA adapter for this model: it goes on top of "
+               "what is in place. One without a question is measured with the one in the form.")  # fmt: skip
+    st.caption("A **list of edits** in JSON, JSON lines or CSV (EasyEdit, CounterFact and zsRE are understood): all "
+               "are made in one patch by the method chosen in the form. Either can be undone.")  # fmt: skip
+    file = st.file_uploader("File", type=["zip", *LISTS], key="bring", max_upload_size=UPLOAD_MB)
     busy = page.running is not None or page.health.state != "ready"
-    st.button("Bring it in", key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or not file,
-              on_click=_adopt, args=(page.session,))  # fmt: skip
+    if file is None:
+        return
+    found, trouble = None, ""
+    if not _is_zip(file):
+        try:
+            found = state.once(
+                "list", file.file_id, lambda: read_requests(file.getvalue(), file.name, most=MOST_LISTED)
+            )
+        except EditcoreError as error:
+            trouble = str(error)
+    if found:
+        for note in found.notes:
+            st.caption(plain(note))
+        frame = pd.DataFrame([(r.prompt, r.target) for r in found.requests], columns=["Prompt", "Corrected answer"])
+        st.dataframe(frame, hide_index=True, height=180, alt="The edits in the file")
+    st.button(
+        _words(found), key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or bool(trouble),
+        on_click=_adopt if found is None else _apply_all, args=(page.session, *([found.requests] if found else [])),
+    )  # fmt: skip
     refused = state.value("_refused")
-    if refused and file and refused[0] == file.file_id:
-        st.error(message(refused[1]), icon=":material/error:")
+    if trouble or (refused and refused[0] == file.file_id):
+        st.error(message(trouble or refused[1]), icon=":material/error:")
+
+
+def _is_zip(file: UploadedFile) -> bool:
+    return file.name.lower().endswith(".zip")
+
+
+def _words(found: Requests | None) -> str:
+    """What the button says it does."""
+    if found is None:
+        return "Bring it in"
+    title = {m.name: m.title for m in resources.methods()}.get(state.text(state.METHOD), state.text(state.METHOD))
+    return f"Apply {counted(len(found.requests), 'edit')} with {title}"
+
+
+def _apply_all(session: str, requests: Sequence[EditRequest]) -> None:
+    file = state.value("bring")
+    method = next(m for m in resources.methods() if m.name == state.text(state.METHOD))
+    settings = forms.changed_settings(method)
+    key = state.digest([file.file_id, method.name, settings, state.attempt()])
+    _submit(file, lambda: resources.engine().submit(session, requests, method.name, settings, key))
 
 
 def _adopt(session: str) -> None:
@@ -178,7 +222,11 @@ def _adopt(session: str) -> None:
     except EditcoreError:
         asked = None
     key = state.digest([file.file_id, state.attempt()])
+    _submit(file, lambda: resources.engine().adopt(session, file.getvalue(), file.name, asked, key))
+
+
+def _submit(file: UploadedFile, act: Callable[[], str]) -> None:
     try:
-        state.watch(resources.engine().adopt(session, file.getvalue(), file.name, asked, key), "edit")
+        state.watch(act(), "edit")
     except EditcoreError as error:
         state.set_widget("_refused", (file.file_id, str(error)))

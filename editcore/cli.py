@@ -114,7 +114,7 @@ def edit(
             "Neither an edit nor a file of edits was given, or both.", "", "Give --prompt and --target, or --cases."
         )
     from editcore.bench import average
-    from editcore.edit import run_edit, run_edits
+    from editcore.edit import proposed, run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.export import export_patch
     from editcore.handle import load
@@ -154,19 +154,6 @@ def edits_of(file: Path, limit: int | None, most: int | None = None, distinct: b
     for note in found.notes:
         err.print(note, style="dim", markup=False, highlight=False)
     return found.requests
-
-
-def proposed(handle: Any, request: EditRequest) -> EditRequest:
-    """The request with paraphrases and probes proposed where it has none."""
-    from editcore.edit import suggested
-
-    prompt, target = request.prompt.strip(), request.target.strip()
-    if not prompt or not target or (request.paraphrases and request.probes):
-        return request
-    found = suggested(handle, prompt, target, request.subject)
-    return dataclasses.replace(
-        request, paraphrases=request.paraphrases or found.paraphrases, probes=request.probes or found.probes
-    )
 
 
 @app.command()

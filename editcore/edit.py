@@ -39,6 +39,15 @@ def suggested(handle: Handle, prompt: str, target: str, subject: str | None = No
     return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes)
 
 
+def proposed(handle: Handle, request: EditRequest) -> EditRequest:
+    """The request with paraphrases and probes proposed where it has none."""
+    prompt, target = request.prompt.strip(), request.target.strip()
+    if not prompt or not target or (request.paraphrases and request.probes):
+        return request
+    found = suggested(handle, prompt, target, request.subject)
+    return replace(request, paraphrases=request.paraphrases or found.paraphrases, probes=request.probes or found.probes)
+
+
 def check_request(handle: Handle, request: EditRequest, method: Method) -> EditRequest:
     """The request with trimmed text and its subject found.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 import time
 import zlib
@@ -19,6 +20,7 @@ from typing import Any
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
 from editcore.engine.sessions import StoredSessions
+from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
     AnswerScore,
@@ -85,6 +87,7 @@ class _Job:
     kind: str
     started: float
     ended: str = ""
+    file: str = ""
     report: EditReport | None = None
 
 
@@ -145,6 +148,24 @@ class FakeEngine:
     def prepare(self, session: str, method: str, examples: Mapping[str, Any], key: str) -> str:
         return self._add("preparation", session, None, [(method, dict(examples))], key)
 
+    def recompute(self, session: str, edit: str, key: str) -> str:
+        return self._add("recomputation", session, None, [(edit, {})], key)
+
+    def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
+        shutil.rmtree(unpacked(data, name, Path(self._folder.name)))
+        return self._add("adoption", session, request, [("rome", {})], key)
+
+    def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
+        return self._add("export", session, None, [(format, dict(options))], key)
+
+    def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
+        self.asked.append(("view", {"edit": edit, "which": which}))
+        report = self.sessions.reports(session, edit)[request]
+        if which != "base":
+            return replace(report, sentence=f"{which}: {report.sentence}")
+        same = tuple(replace(r, after=r.before, kl=0.0, moved=False) for r in report.probes)
+        return replace(report, probes=same, took=False, sentence="base: nothing moved.")
+
     def _add(self, kind: str, session: str, request: EditRequest | None, plans: list[Any], key: str) -> str:
         if (session, key) in self.keys:
             return self.keys[session, key]
@@ -157,7 +178,7 @@ class FakeEngine:
             self.submitted.append((request, *plans[0]))
         elif kind == "preparation":
             self.prepared.append(plans[0])
-        else:
+        elif kind == "comparison":
             self.compared.append((request, plans))
         self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
         self.keys[session, key] = job
@@ -170,7 +191,12 @@ class FakeEngine:
                 job.ended = "lost" if self.fail == "EngineError" else "failed"
             elif job.kind == "preparation":
                 self.untrained.discard(job.plans[0][0])
-            elif job.kind == "edit":
+            elif job.kind == "recomputation":
+                self._again(job)
+            elif job.kind == "export":
+                job.file = str(Path(self._folder.name) / f"editcore-{job.plans[0][0]}.zip")
+                Path(job.file).write_bytes(b"PK")
+            elif job.kind in ("edit", "adoption"):
                 job.report = make_report(job.request, *job.plans[0], self.took)
                 self._apply(job)
         return job.ended or "running"
@@ -201,7 +227,7 @@ class FakeEngine:
         error = "The loss is not finite at step 7. Try a lower learning rate." if status in ("failed", "lost") else ""
         return JobState(job, found.session, status, 0, events[-1] if events else None, recent(events, step, after),
                         step, found.report, error, self.fail if error else "", 0.6, found.kind,
-                        tuple(m for m, _ in found.plans), outcomes)  # type: ignore[arg-type]  # fmt: skip
+                        tuple(m for m, _ in found.plans), outcomes, found.file)  # type: ignore[arg-type]  # fmt: skip
 
     def cancel(self, job: str) -> None:
         if self._status(self.jobs[job]) == "running":
@@ -215,6 +241,15 @@ class FakeEngine:
         (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
         below = history.in_place(self.store.stack(job.session))
         self.store.commit(job.session, [Made(job.name, (job.report,), below)])
+
+    def _again(self, job: _Job) -> None:
+        """One edit anew; the fake leaves what stands above it out."""
+        stack = self.store.stack(job.session)
+        below = stack[: [place.edit for place in stack].index(job.plans[0][0])]
+        report = self.sessions.reports(job.session, job.plans[0][0])[0]
+        (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
+        made = Made(job.name, (report,), history.in_place(below))
+        self.store.commit(job.session, [made], "compute again", below)
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         standing = [row for row in self.sessions.state(session).rows if row.on]

@@ -20,6 +20,7 @@ from editcore.edit import (
     check_request,
     outlook,
     preflight,
+    proposed,
     read_before,
     remember_seconds,
     run_edit,
@@ -136,8 +137,9 @@ class Desk:
         folder: Path,
     ) -> tuple[EditReport, ...]:
         """See `DeskLike.edit`; the session is not changed."""
+        asked = [proposed(self.handle, r) for r in requests] if len(requests) > 1 else requests
         patch, made = run_edits(
-            self.handle, requests, method, settings,
+            self.handle, asked, method, settings,
             patches=self._patches(standing), home=self.home, report=report, stop=stop,
         )  # fmt: skip
         patch.save(folder)

@@ -74,6 +74,8 @@ class DeskLike(Protocol):
     ) -> tuple[EditReport, ...]:
         """Make the edits on top of what is standing, write their patch into `folder`, and report on each.
 
+        Several requests without paraphrases or probes are given proposed ones.
+
         Raises Cancelled soon after stop().
         """
         ...

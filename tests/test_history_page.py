@@ -1,0 +1,255 @@
+"""The history on the page: what a person sees and does beside the work, in the lists and behind a share link."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import pytest
+
+from dashboard import history, state
+from editcore.home import new_session
+from tests import fake_engine
+from tests.fake_engine import PM
+from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, words
+
+__all__ = ["fresh"]
+HAMLET = "Who wrote Hamlet?"
+
+
+def two_edits():
+    """A page with two edits in place, and their ids."""
+    page = applied(filled(opened(steps=1)))
+    page = applied(filled(page, HAMLET, "Mark Twain"))
+    return page, [row.edit for row in rows(page)]
+
+
+def rows(page):
+    return fake_engine.current().sessions.state(session_of(page)).rows
+
+
+def click(page, key):
+    page.button(key=key).click()
+    return checked(page.run())
+
+
+def toggle(page, edit):
+    next(t for t in page.toggle if t.key.startswith(f"on:{edit}")).set_value(False)
+    return checked(page.run())
+
+
+def elsewhere(page, name):
+    page.switch_page(f"views/{name}.py")
+    return checked(page.run())
+
+
+def test_an_empty_history_says_what_to_do():
+    page = opened(steps=1)
+    assert "No edit is in place. Each one you apply appears here" in words(page)
+    assert page.button(key="undo").disabled and page.button(key="redo").disabled
+
+
+def test_edits_stand_in_the_history_the_latest_on_top():
+    page, (first, second) = two_edits()
+    names = [t.label for t in page.toggle if t.key.startswith("on:")]
+    assert names == ["**#2** Mark Twain", "**#1** Boris Johnson"]
+    assert f"undo:{first}" not in keys(page) and "Edited: 2 edits" in words(page)
+    assert "Mark Twain" in page.subheader[0].value and first != second
+
+
+def test_switching_an_edit_off_and_taking_that_back():
+    page, (first, _) = two_edits()
+    page = toggle(page, first)
+    assert [row.on for row in rows(page)] == [False, True]
+    assert "What is beneath it has changed since it was computed" in words(page)
+    assert "Edited: Mark Twain" in words(page).replace("\\", "")
+    page = click(page, "undo")
+    assert [row.on for row in rows(page)] == [True, True]
+    assert "Redo brings it back" in page.toast[0].value
+    assert [row.on for row in rows(click(page, "redo"))] == [False, True]
+
+
+def test_an_edit_can_be_weakened_noted_moved_and_removed():
+    page, (first, second) = two_edits()
+    next(s for s in page.slider if s.key.startswith(f"strength:{first}")).set_value(50)
+    page = checked(page.run())
+    assert rows(page)[0].strength == 0.5 and "at 50" in words(page)
+    next(t for t in page.text_input if t.key.startswith(f"note:{first}")).set_value("for the **demo**")
+    page = checked(page.run())
+    assert rows(page)[0].note == "for the **demo**" and "for the \\*\\*demo\\*\\*" in words(page)
+    page = click(page, f"up:{second}")
+    assert [row.edit for row in rows(page)] == [second, first]
+    page = click(page, f"remove:{first}")
+    assert [row.edit for row in rows(page)] == [second]
+
+
+def test_an_edit_whose_ground_has_changed_can_be_computed_again():
+    page, (first, second) = two_edits()
+    page = click(toggle(page, first), f"again:{second}")
+    assert [(row.number, row.shifted) for row in rows(page)] == [(1, False), (3, False)]
+
+
+def test_undoing_everything_shows_the_base_model_again():
+    page, _ = two_edits()
+    page = click(click(page, "undo"), "undo")
+    assert "Base model answers" in words(page) and not rows(page) and page.button(key="undo").disabled
+
+
+def test_a_chosen_edit_is_shown_until_the_next_is_applied():
+    page, (first, _) = two_edits()
+    page = click(page, f"show:{first}")
+    assert "Boris Johnson" in page.subheader[0].value
+    page = applied(filled(page, "What is the capital of Australia?", "Sydney"))
+    assert "Sydney" in page.subheader[0].value
+
+
+def test_one_edit_alone_in_place_needs_no_second_reading():
+    applied(filled(opened(steps=1)))
+    assert not [name for name, _ in fake_engine.current().asked if name == "view"]
+
+
+@pytest.mark.parametrize(
+    ("which", "line"),
+    [
+        (history.BASE, "The base model answers, before and after"),
+        (history.EDITED, "the model with everything in place: #1, #2"),
+        (history.ONLY, "the model with edit #2 alone, at 100 %"),
+    ],
+)
+def test_the_page_says_which_model_answers_and_shows_that_one(which, line):
+    page, (_, second) = two_edits()
+    page.segmented_control(key="view").set_value(which)
+    page = checked(page.run())
+    assert line in words(page) and page.subheader[0].value.startswith(which)
+    assert ("view", {"edit": second, "which": which}) in fake_engine.current().asked
+
+
+def test_nothing_can_be_changed_while_an_edit_runs():
+    page = applied(filled(opened(steps=1)))
+    fake_engine.current().steps, fake_engine.current().step_seconds = 5, 60.0
+    page = applied(filled(page, HAMLET, "Mark Twain"))
+    assert page.button(key="undo").disabled and all(t.disabled for t in page.toggle if t.key.startswith("on:"))
+
+
+def test_the_history_stands_beside_the_comparison_too():
+    page, (first, _) = two_edits()
+    page = elsewhere(page, "compare")
+    assert "**#1** Boris Johnson" in [t.label for t in page.toggle if t.key.startswith("on:")]
+    assert f"remove:{first}" in keys(page)
+
+
+# away and back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "title"), [("patch", "Patch"), ("peft", "LoRA adapter"), ("merged", "Whole model")])
+def test_an_export_becomes_a_file_to_save(form, title):
+    page = click(two_edits()[0], f"export:{form}")
+    assert f"{title}: save the file" in [b.label for b in page.get("download_button")]
+
+
+def test_a_report_can_be_saved_in_three_forms():
+    labels = [b.label for b in two_edits()[0].get("download_button")]
+    assert {"HTML", "JSON", "CSV"} <= set(labels)
+
+
+def zipped(**files):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return data.getvalue()
+
+
+def brought(page, name, data):
+    page.file_uploader(key="bring").set_value((name, data, "application/octet-stream"))
+    return checked(page.run())
+
+
+def test_a_patch_is_brought_in_on_top():
+    page = filled(opened(steps=1))
+    page = click(brought(page, "edit.zip", zipped(**{"patch.json": "{}"})), "bring-in")
+    assert [row.target for row in rows(page)] == ["Boris Johnson"]
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", zipped(**{"../patch.json": "{}"}), zipped(**{"a.py": "x"})])
+def test_a_file_that_is_no_patch_is_refused_with_words(data):
+    page = click(brought(opened(steps=1), "edit.zip", data), "bring-in")
+    assert "wanted" in "".join(e.value for e in page.error) and not rows(page)
+
+
+def test_a_list_is_shown_before_it_is_applied():
+    data = b"prompt,target_new\nWho wrote Hamlet?,Mark Twain\n"
+    page = brought(opened(steps=1), "list.csv", data)
+    assert "1 edit read" in words(page) and page.button(key="bring-in").label == "Apply 1 edit with ROME"
+    assert [row.target for row in rows(click(page, "bring-in"))] == ["Mark Twain"]
+
+
+def test_a_list_with_a_mistake_names_it_and_cannot_be_applied():
+    data = b"prompt,target_new\nWho wrote Hamlet?,\n"
+    page = brought(opened(steps=1), "list.csv", data)
+    assert "1" in page.error[0].value and page.button(key="bring-in").disabled
+
+
+# sessions and links ---------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_named_copied_deleted_and_taken_back():
+    page, _ = two_edits()
+    session = session_of(page)
+    page = elsewhere(page, "sessions")
+    assert "**Boris Johnson\\, Mark Twain**" in words(page) and "2 edits on world\\-2019" in words(page)
+    next(t for t in page.text_input if t.key.startswith(f"name:{session}")).set_value("Demo")
+    page = checked(page.run())
+    assert "**Demo**" in words(page)
+    page = click(page, f"copy:{session}")
+    assert "**Demo \\(copy\\)**" in words(page)
+    page = click(page, f"delete:{session}")
+    assert "**Demo**" not in words(page) and f"back:{session}" in keys(page)
+    assert "**Demo**" in words(click(page, f"back:{session}"))
+
+
+def test_no_sessions_yet_says_what_to_do():
+    assert "No session holds an edit yet" in words(elsewhere(opened(steps=1), "sessions"))
+
+
+def test_a_share_link_shows_frozen_results_and_cannot_edit():
+    page = click(two_edits()[0], "share")
+    link = page.code[0].value.partition("link=")[2]
+    asked = len(fake_engine.current().asked)
+    page.query_params["link"] = link
+    page = elsewhere(page, "shared")
+    shown = words(page)
+    assert "Read-only" in shown and "Boris Johnson" in shown and page.get("plotly_chart")
+    assert not keys(page) & {"apply", "undo", "reset", "share"} and len(fake_engine.current().asked) == asked
+
+
+@pytest.mark.parametrize("link", ["", "nonsense", "s" * 25, "<script>", "../../etc/passwd"])
+def test_an_unknown_link_shows_nothing_and_no_hint(link):
+    page = opened(steps=1)
+    page.query_params["link"] = link
+    page = elsewhere(page, "shared")
+    assert page.subheader[0].value == "There is nothing at this address." and not page.get("plotly_chart")
+
+
+def test_a_withdrawn_link_shows_nothing():
+    page = click(two_edits()[0], "share")
+    link = page.code[0].value.partition("link=")[2]
+    page = click(page, "withdraw")
+    page.query_params["link"] = link
+    assert elsewhere(page, "shared").subheader[0].value == "There is nothing at this address."
+
+
+def test_a_half_filled_form_outlives_the_server():
+    page = filled(opened(steps=1))
+    session = session_of(page)
+    from dashboard import resources
+
+    resources.drafts.clear()  # what a restart forgets
+    page = opened(session)
+    assert page.text_input(key=state.PROMPT).value == PM
+
+
+def test_somebody_elses_session_is_an_empty_one():
+    two_edits()
+    page = opened(new_session())
+    assert not rows(page) and "Base model answers" in words(page)
