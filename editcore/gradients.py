@@ -119,7 +119,7 @@ def changed(sites: Sequence[Site], factors: Factors) -> Iterator[None]:
 def gradients(
     handle: Handle, sites: Sequence[Site], batch: Texts, fast: bool = False, graph: bool = False
 ) -> tuple[Factors, Tensor]:
-    """The factors of every row's own gradient, and its loss [rows].
+    """The factors of every row's own gradient, and the log-probabilities it was taken at [answer tokens, vocabulary].
 
     read: the site's input at every token; write: the gradient of the row's loss at the site's output, 0 where the
     output matters to no answer and at padding. Both fp32.
@@ -140,8 +140,8 @@ def gradients(
     try:
         # Of the attention kernels only the plain one can be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
-            each = losses(log_probabilities(handle, batch, fast), batch)
-            found = torch.autograd.grad(each.sum(), outputs, create_graph=graph)
+            log_p = log_probabilities(handle, batch, fast)
+            found = torch.autograd.grad(losses(log_p, batch).sum(), outputs, create_graph=graph)
     finally:
         for hook in hooks:
             hook.remove()
@@ -150,5 +150,5 @@ def gradients(
     read = [x.reshape(shape).float() for x in inputs]
     write = [g.reshape(shape).float() * real for g in found]
     if not graph:
-        read, write, each = [x.detach() for x in read], [g.detach() for g in write], each.detach()
-    return Factors(tuple(read), tuple(write)), each
+        read, write, log_p = [x.detach() for x in read], [g.detach() for g in write], log_p.detach()
+    return Factors(tuple(read), tuple(write)), log_p

@@ -80,18 +80,23 @@ class GradientEditor(learned.Editor):
             self.std[kind].data = every.std(0).clamp_min(SMALLEST)
 
     def turned(self, handle: Handle, batch: Texts, fast: bool) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Per site: x as read, x~, delta~ [rows, tokens, width each], and which tokens take part [rows, tokens, 1]."""
+        """Per site: x as read, x~, delta~ [rows, tokens, width each], and which tokens take part [rows, tokens, 1].
+
+        x~ and delta~ are 0 at tokens that do not.
+        """
         factors, _ = gradients.gradients(handle, self.sites, batch, fast)
         for i, (x, delta) in enumerate(zip(factors.read, factors.write, strict=True)):
             kind, counts = self.kind[i], self.counts(batch, delta)[..., None]
-            z = torch.cat([x, delta], -1)
+            taking = counts[..., 0]
+            z = torch.cat([x, delta], -1)[taking]
             z = (z - self.mean[kind]) / self.std[kind]
             for block in range(BLOCKS):
                 j = BLOCKS * kind + block
                 inner = z @ self.down[j].T @ self.up[j].T + self.bias[j]
                 scale, offset = self.scale[i][block], self.offset[i][block]
                 z = z + (scale * _positive(inner) + offset if self.outside else _positive(scale * inner + offset))
-            turned, other = torch.split(z, [x.shape[-1], delta.shape[-1]], -1)
+            every = z.new_zeros(*taking.shape, z.shape[-1]).masked_scatter(counts, z)
+            turned, other = torch.split(every, [x.shape[-1], delta.shape[-1]], -1)
             yield x, turned, other, counts
 
 

@@ -37,7 +37,8 @@ def batch(handle, rows=ROWS):
 def test_the_factors_multiply_out_to_the_gradient_of_each_text_alone(family):
     handle = models.handle(family)
     site = handle.anatomy.site(LAYER)
-    factors, each = gradients.gradients(handle, [site], batch(handle))
+    factors, log_p = gradients.gradients(handle, [site], batch(handle))
+    each = gradients.losses(log_p, batch(handle))
     for i, row in enumerate(ROWS):
         weight = site.module.weight
         weight.requires_grad_(True)
@@ -144,7 +145,8 @@ def test_what_ke_says_about_a_text_depends_on_prompt_and_answer_and_on_no_other_
         alone = editor.change(handle, batch(handle, [row]))
         change = every.write[0][i].T @ every.read[0][i]
         assert torch.allclose(alone.write[0][0].T @ alone.read[0][0], change, atol=1e-5 * float(change.abs().max()))
-    first, second = (editor.last_states(handle, batch(handle, [("Rome lies in", a)]), False) for a in ("Peru", "Asia"))
+    texts = [batch(handle, [("Rome lies in", answer)]) for answer in ("Peru", "Asia")]
+    first, second = (editor.last_states(handle, t, gradients.log_probabilities(handle, t).argmax(-1)) for t in texts)
     assert (first - second).abs().max() > 1e-3
 
 

@@ -71,8 +71,8 @@ class KEEditor(learned.Editor):
 
     def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
         """See the class."""
-        factors, _ = gradients.gradients(handle, self.sites, batch, fast)
-        summary = torch.tanh(self.summary(self.last_states(handle, batch, fast)))
+        factors, log_p = gradients.gradients(handle, self.sites, batch, fast)
+        summary = torch.tanh(self.summary(self.last_states(handle, batch, log_p.argmax(-1))))
         read, write = [], []
         for i, (site, x, g) in enumerate(zip(self.sites, factors.read, factors.write, strict=True)):
             said = self.outer[i](torch.tanh(self.inner[i](summary)))[:, None]  # [rows, 1, ...]
@@ -83,10 +83,12 @@ class KEEditor(learned.Editor):
             write.append(step * torch.cat([alpha * g / self.size[i], beta * (site.d_in * site.d_out) ** -0.5], 1))
         return Factors(tuple(read), tuple(write))
 
-    def last_states(self, handle: Handle, batch: Texts, fast: bool) -> Tensor:
-        """The BiLSTM's last states, both directions [rows, 2 width]."""
-        with torch.no_grad():
-            old = gradients.log_probabilities(handle, batch, fast).argmax(-1)
+    def last_states(self, handle: Handle, batch: Texts, old: Tensor) -> Tensor:
+        """The BiLSTM's last states, both directions [rows, 2 width].
+
+        Args:
+            old: what the model says in place of the answers [answer tokens].
+        """
         table = handle.model.get_input_embeddings().weight
 
         def embedded(ids: Tensor) -> Tensor:
