@@ -241,5 +241,6 @@ def excitement(x: Tensor, delta: Tensor, tokens: Tensor, window: int = 0) -> Ten
     if window:
         behind = tokens.flip(1).cumsum(1).flip(1)  # real tokens from here on
         tokens = tokens & (behind <= window)
-    lengths: Tensor = (x.float() @ delta.T).norm(dim=-1)
-    return (lengths * tokens).sum(1) / tokens.sum(1)
+    lengths = (x[tokens].float() @ delta.T).norm(dim=-1)  # of the tokens asked, row by row
+    total: Tensor = lengths.new_zeros(tokens.shape).masked_scatter(tokens, lengths).sum(1)
+    return total / tokens.sum(1)

@@ -175,7 +175,7 @@ class Network(nn.Module):
 
     def flat(self) -> Tensor:
         """Every number in one row [count], fp16."""
-        return nn.utils.parameters_to_vector(self.parameters()).detach().half()
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters()]).half()
 
     @staticmethod
     def of(sizes: Sequence[int], flat: Tensor) -> Network:

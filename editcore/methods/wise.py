@@ -108,9 +108,9 @@ class WISE:
         handle = work.handle
         texts, _ = corpus.kept(handle, OTHER_TOKENS * self.others, work.home, work.report, work.stop)
         work.check()
-        pieces = [text[i : i + OTHER_TOKENS] for text in texts for i in range(0, len(text), OTHER_TOKENS)]
+        pieces = [(text, i) for text in texts for i in range(0, len(text), OTHER_TOKENS)]
         chosen = random.Random(self.seed).sample(pieces, min(self.others, len(pieces)))
-        ids, mask = handle.batch(chosen)
+        ids, mask = handle.batch([text[i : i + OTHER_TOKENS] for text, i in chosen])
         with torch.no_grad(), capture({"x": site.module}, inputs=True, stop=True) as seen:
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
         return seen["x"].reshape(*ids.shape, -1), mask.bool()
