@@ -64,17 +64,21 @@ def spread(
         algebra.Wish(rows, subject.essence(handle, request.subject or ""))
         for request, rows in zip(requests, prompts, strict=True)
     ]
-    wanted = torch.cat([
-        _values(work, wishes[begin : begin + TOGETHER], search, last, begin, len(wishes), inside)
+    values = [
+        value
         for begin in range(0, len(wishes), TOGETHER)
-    ])  # fmt: skip
+        for value in _values(work, wishes[begin : begin + TOGETHER], search, last, begin, len(wishes), inside)
+    ]
+    now = torch.stack([value.values[0] for value in values])
+    wanted = now + torch.stack([value.delta for value in values])
     bare = [rows[0] for rows in prompts]
     parts: list[LowRank] = []
     for done, layer in enumerate(layers):
         work.check()
         site = handle.anatomy.site(layer)
         with handle.using([made_by(method, handle, parts, ())]):
-            missing = (wanted - subject.outputs(handle, last, bare, inside)) / share(len(layers) - done)
+            now = subject.outputs(handle, last, bare, inside) if parts else now  # as the search found it
+            missing = (wanted - now) / share(len(layers) - done)
             keys = mean_keys(handle, site, requests, prompts, method.key)
         parts.append(LowRank(site.path, adjust(site, keys.T).T.float().contiguous(), missing.float()))
     patch = made_by(method, handle, parts, requests)
@@ -128,8 +132,8 @@ def _values(
     done: int,
     count: int,
     inside: bool,
-) -> Tensor:
-    """What each request wants to see at the layer [wishes, d]; `done` of `count` requests were searched before."""
+) -> list[algebra.Value]:
+    """What each request wants to see at the layer; `done` of `count` requests were searched before."""
 
     def listen(step: int, loss: float) -> None:
         words = "searching for the new value" + (f"s of requests {done + 1} to {end} of {count}" if count > 1 else "")
@@ -141,4 +145,4 @@ def _values(
     values = algebra.search_values(handle, site, wishes, search, listen, block=block)
     if any(value.clamped and value.loss > algebra.NOT_ENOUGH for value in values):
         work.notes.append("A new value reached its length limit; a higher limit may be needed.")
-    return torch.stack([value.values[0] + value.delta for value in values])
+    return values

@@ -89,7 +89,8 @@ def _at_subjects(handle: Handle, rows: Sequence[Row], module: nn.Module, *, inpu
     found = []
     for begin in range(0, len(rows), AT_ONCE):
         part = rows[begin : begin + AT_ONCE]
-        ids, mask = handle.batch([row.ids for row in part])
+        # ... and what stands behind a subject changes nothing at it.
+        ids, mask = handle.batch([row.ids[: (row.subject or 0) + 1] for row in part])
         with capture({"wanted": module}, inputs=inputs, stop=True) as seen:
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
         line = torch.arange(len(part), device=ids.device)
