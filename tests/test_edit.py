@@ -166,7 +166,7 @@ def test_methods_that_share_a_first_reading_report_what_they_report_alone(tiny, 
     desk, reads = Desk(tiny, tmp_path), []
     read = edit.read_before
     monkeypatch.setattr("editcore.engine.desk.read_before", lambda *given: reads.append(1) or read(*given))
-    trial = desk.trial(REQUEST)
+    trial = desk.trial((), REQUEST)
     for method, settings in (("ft", QUICK), ("ft-l", QUICK)):
         together = trial(method, settings, lambda progress: None, lambda: False)
         _, alone = run_edit(tiny, REQUEST, method, settings)
