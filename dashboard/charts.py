@@ -282,3 +282,83 @@ def _panels(
         y += 6
     ordered = lanes.assign(y=places) if len(lanes) else lanes.assign(y=[])
     return ordered, notes, ticks, y
+
+
+# A session over its edits.
+
+
+def health_lines(frame: pd.DataFrame, since: int | None = None) -> go.Figure:
+    """How a session fares from edit to edit: what holds and what stayed above, perplexity below.
+
+    Lines differ in dash and mark as well as in colour; a reading that is missing leaves a gap.
+
+    Args:
+        frame: `course.course_rows`: edit (number), retention and unmoved (percent or None), perplexity (times the base
+            model's).
+        since: the number of the edit a warning names; marked in both panels.
+    """
+    figure = go.Figure()
+    places = list(range(len(frame)))
+    hover = [_health_hover(row) for row in frame.to_dict("records")]
+    for column, name, axis, line, marker in _HEALTH:
+        figure.add_scatter(
+            x=places, y=[v if _number(v) else None for v in frame[column].tolist()] if places else [], name=name,
+            mode="lines+markers" if len(frame) <= _MOST_MARKED else "lines", yaxis=axis, line=line, marker=marker,
+            customdata=hover, hovertemplate="%{customdata}<extra></extra>", cliponaxis=False, connectgaps=False,
+        )  # fmt: skip
+    numbers = frame["edit"].tolist() if places else []
+    if since in numbers:
+        figure.add_shape(
+            type="line", xref="x", yref="paper", x0=numbers.index(since), x1=numbers.index(since), y0=0, y1=1,
+            line={"color": _FAINT, "width": 1.5, "dash": "dot"},
+        )  # fmt: skip
+        figure.add_annotation(
+            x=numbers.index(since), y=1, yref="paper", yanchor="bottom", text=f"since edit {since}", showarrow=False,
+            font={"size": 11},
+        )  # fmt: skip
+    _health_axes(figure, numbers, [v for v in (frame["perplexity"].tolist() if places else []) if _number(v)])
+    return figure
+
+
+_MOST_MARKED = 40  # edits; beyond that marks would touch
+_HEALTH = (
+    ("retention", "edits that hold", "y", {"color": AFTER, "width": 2}, {"symbol": "circle", "size": 7}),
+    ("unmoved", "unrelated answers that stayed", "y", {"color": BEFORE, "width": 2, "dash": "dash"},
+     {"symbol": "square-open", "size": 8, "line": {"width": 1.5}}),
+    ("perplexity", "perplexity of plain text", "y2", {"color": BEFORE, "width": 1.5, "dash": "dot"},
+     {"symbol": "diamond", "size": 6}),
+)  # fmt: skip
+
+
+def _health_hover(row: dict[str, object]) -> str:
+    def share(value: object) -> str:
+        return f"{value:.0f} %" if isinstance(value, int | float) and _number(value) else "n/a"
+
+    times = row["perplexity"]
+    return "<br>".join((
+        f"<b>after edit {row['edit']}</b>",
+        f"edits that hold: {share(row['retention'])}",
+        f"unrelated answers that stayed: {share(row['unmoved'])}",
+        f"perplexity of plain text: {times:.2f} × the base model's" if isinstance(times, float) else "perplexity: n/a",
+    ))  # fmt: skip
+
+
+def _health_axes(figure: go.Figure, numbers: list[int], ratios: list[float]) -> None:
+    """One axis of edits, percent above, the ratio below: on a log scale once it is far from 1."""
+    step = max(1, -(-len(numbers) // 10))
+    figure.update_xaxes(
+        tickvals=list(range(0, len(numbers), step)), ticktext=[str(n) for n in numbers[::step]], title="after edit",
+        range=[-0.5, max(1, len(numbers)) - 0.5], zeroline=False, showgrid=False, fixedrange=True, anchor="y2",
+    )  # fmt: skip
+    low, high = min([1.0, *ratios]), max([1.5, *ratios])
+    wide = high > 10
+    span = [math.log10(low * 0.9), math.log10(high * 1.1)] if wide else [max(0.0, low - 0.1), high * 1.05]
+    figure.update_layout(
+        height=300, margin={"l": 52, "r": 16, "t": 56, "b": 44}, dragmode=False, hovermode="closest", showlegend=True,
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
+                "itemclick": False, "itemdoubleclick": False},
+        yaxis={"domain": [0.38, 1], "range": [-4, 104], "tickvals": [0, 50, 100], "ticktext": ["0 %", "50 %", "100 %"],
+               "zeroline": False, "fixedrange": True},
+        yaxis2={"domain": [0, 0.26], "range": span, "type": "log" if wide else "linear", "nticks": 3,
+                "ticksuffix": " ×", "zeroline": False, "fixedrange": True},
+    )  # fmt: skip

@@ -176,8 +176,8 @@ class Handle:
         return [r for r in results if r is not None]
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[str]:
-        """Greedy continuations of at most `tokens` tokens, as text without the prompt."""
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0) -> list[str]:
+        """Greedy continuations of at most `tokens` and at least `least` tokens, as text without the prompt."""
         longest = max(map(len, prompts))
         room = min(tokens, self.context - longest)
         if room < 1:
@@ -190,8 +190,9 @@ class Handle:
         ids, mask = ids.to(self.device), mask.to(self.device)
         with reading(mask.bool()):
             out = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=self.pad
-            )
+                input_ids=ids, attention_mask=mask, max_new_tokens=room, min_new_tokens=min(least, room) or None,
+                do_sample=False, pad_token_id=self.pad,
+            )  # fmt: skip
         return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out]
 
 
