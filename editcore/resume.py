@@ -135,7 +135,6 @@ class Upper:
     def _first_pass(self, check: bool = False) -> Tensor | None:
         """Keeps what later passes start from; with `check` gives the unchanged log-probabilities at the reads."""
         seen: dict[str, Tensor] = {}
-        further = check or self._prefix > 0  # else nothing above the block is wanted
         blocks = self.handle.anatomy.blocks
 
         def at_site(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -146,8 +145,9 @@ class Upper:
 
         def at_block(_m: nn.Module, _args: Any, out: Any) -> None:
             seen["out"] = out[0] if isinstance(out, tuple) else out
-            if not further:
-                raise Stop
+
+        def stop(*_: Any) -> None:
+            raise Stop
 
         def into_block(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["in"] = args[0] if args else kwargs["hidden_states"]
@@ -161,13 +161,14 @@ class Upper:
         if self.beside is not None:
             hooks.append(self.beside.register_forward_hook(at_beside))
         behind: list[nn.Module] = []
-        if check:
+        if not check:  # keys and values of the blocks above are wanted only for what stands before the tails
+            hooks.append((blocks[-1] if self._prefix else block).register_forward_hook(stop))
+        else:
             hooks.append(blocks[-1].register_forward_hook(lambda *_: behind.clear()))
             hooks += [m.register_forward_hook(lambda m, *_: behind.append(m)) for m in self._around()]
-        plain, cache = None, None
-        reads = self._read_full if check else self._read_full[-1:] * len(self._read_full)
+        plain, cache = None, DynamicCache(config=self.handle.model.config.get_text_config()) if self._prefix else None
         try:
-            plain, cache = self._call(self._ids, self._mask, None, None, use_cache=self._prefix > 0, reads=reads)
+            plain = self._call(self._ids, self._mask, None, cache, self._read_full, use_cache=self._prefix > 0)
         except Stop:
             pass
         finally:
@@ -184,7 +185,7 @@ class Upper:
         self._kept = self._cut(cache) if self._prefix else {}
         if check:
             self.handle.memory["behind the blocks"] = behind
-        return plain if check else None
+        return plain
 
     def _around(self) -> list[nn.Module]:
         """The modules beside the block list and beside the modules that hold it."""
@@ -202,8 +203,14 @@ class Upper:
         return kept
 
     def _call(
-        self, ids: Tensor, mask: Tensor, positions: Tensor | None, cache: Any, *, use_cache: bool, reads: Sequence[int]
-    ) -> tuple[Tensor, Any]:
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor | None,
+        cache: Any,
+        reads: Sequence[int],
+        use_cache: bool = False,
+    ) -> Tensor:
         wanted = sorted(set(reads))
         keep = torch.tensor(wanted, device=ids.device)
         more = {} if positions is None else {"position_ids": positions}
@@ -214,7 +221,7 @@ class Upper:
                 input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more
             )
         at = torch.tensor([wanted.index(p) for p in reads], device=ids.device)
-        return torch.log_softmax(out.logits[self._read_row, at].float(), -1), out.past_key_values if use_cache else None
+        return torch.log_softmax(out.logits[self._read_row, at].float(), -1)
 
     def _announced(self, ids: Tensor) -> AbstractContextManager[None]:
         """Says where the prompts end, in a pass over whole rows: each where its first logits are wanted."""
@@ -264,9 +271,7 @@ class Upper:
             return torch.log_softmax(hidden[0].float(), -1)
         cache = _Prefix(self._kept, self._prefix) if self._prefix else None
         with self._standing_in(hidden, self.first), self._noted():
-            return self._call(
-                self._tail_ids, self._tail_mask, self._index, cache, use_cache=False, reads=self._read_tail
-            )[0]
+            return self._call(self._tail_ids, self._tail_mask, self._index, cache, self._read_tail)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -291,7 +296,7 @@ class Upper:
 
     def _whole(self, change: Change, beside: Change | None = None) -> Tensor:
         with self._hooked(self._at_tail(change), beside and self._at_tail(beside)):
-            return self._call(self._ids, self._mask, None, None, use_cache=False, reads=self._read_full)[0]
+            return self._call(self._ids, self._mask, None, None, self._read_full)
 
     def _at_tail(self, change: Change) -> Change:
         """`change` for whole rows, of which it sees the tails."""
