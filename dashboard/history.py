@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
 import streamlit as st
 
-from dashboard import resources, results, state
+from dashboard import charts, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import counted, message, percent, plain, shorten
+from editcore.course import course_rows, diagnose
 from editcore.engine.contract import SessionState
 from editcore.errors import EditcoreError
 from editcore.history import STRONGEST, Move, Row
-from editcore.records import EditReport
+from editcore.records import Checkup, EditReport
 
 UNDO = "Alt+Z"  # Ctrl+Z would be taken from the text fields too
 BASE, EDITED, ONLY = "base", "edited", "only"
@@ -33,6 +35,40 @@ def column(page: Frame) -> None:
                        "weaken it, take it back.")  # fmt: skip
         for row in reversed(view.rows):
             _row(page.session, row, view.rows, busy)
+        if view.edited:
+            _health(page)
+
+
+def _health(page: Frame) -> None:
+    """How the model fares with its edits: a warning when it gets worse, and the course behind it."""
+    sessions, session = resources.engine().sessions, page.session
+    standing = [[r.edit, r.on, r.strength] for r in page.view.rows]
+    try:
+        course = sessions.course(session)
+        latest = next(r.number for r in reversed(page.view.rows) if r.on and r.strength > 0)
+        if page.can_ask and (not course or course[-1][0] != latest):
+            state.once("check_up", standing, lambda: resources.engine().ask("check_up", session=session))
+            course = sessions.course(session)
+    except EditcoreError:
+        return  # a chart that is not there must not stand in anybody's way
+    numbers, checkups = [number for number, _ in course], [checkup for _, checkup in course]
+    told = diagnose(checkups, numbers)
+    if told:
+        st.warning(plain(told.sentence), icon=":material/monitor_heart:")
+    if course:
+        with st.expander("How the model is doing", icon=":material/monitor_heart:"):
+            _course(checkups, numbers, numbers[told.start] if told else None)
+
+
+def _course(checkups: list[Checkup], numbers: list[int], since: int | None) -> None:
+    frame = pd.DataFrame(course_rows(checkups, numbers))
+    held = sum(h.held for h in checkups[-1].held)
+    st.caption(f"{held} of {counted(len(checkups[-1].held), 'edit')} hold now.")
+    for gone in (h for h in checkups[-1].held if not h.held):
+        st.caption(f":material/close: {plain(shorten(gone.prompt, 50))} no longer gives “{plain(gone.target)}”.")
+    st.plotly_chart(charts.health_lines(frame, since), key="health", config=results.CHART,
+                    alt="Edits that hold, unrelated answers that stayed, and perplexity, after each edit")  # fmt: skip
+    results.downloads(frame, "health")
 
 
 def _steps(view: SessionState, busy: bool) -> None:

@@ -19,13 +19,15 @@ from typing import Any
 
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
-from editcore.engine.sessions import StoredSessions
+from editcore.engine.sessions import CHECKUP, StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
     AnswerScore,
+    Checkup,
     EditReport,
     EditRequest,
+    Held,
     MethodInfo,
     ModelInfo,
     Outcome,
@@ -123,6 +125,7 @@ class FakeEngine:
         self.compared: list[tuple[EditRequest, list[tuple[str, dict[str, Any]]]]] = []
         self.prepared: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
+        self.ruin = 1.0  # times the perplexity of plain text, an edit
 
     def health(self) -> Health:
         starting = time.monotonic() < self.ready_at
@@ -265,6 +268,13 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
         self.store.close()
+
+    def _check_up(self, session: str) -> None:
+        placed = history.in_place(self.store.stack(session))
+        reports = [self.sessions.reports(session, edit)[0] for edit, _ in placed]
+        told = Checkup(tuple(Held(r.request.prompt, r.request.target, True, 0.9) for r in reports), 8, 0.0, 0.01,
+                       10.0 * self.ruin ** len(placed), 10.0, 5.0, 5.0)  # fmt: skip
+        self.store.remember(session, CHECKUP, history.print_of(placed), to_plain(told))
 
     def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         prompt, target, subject = request["prompt"], request["target"], request["subject"]

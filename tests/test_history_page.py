@@ -138,6 +138,19 @@ def test_the_history_stands_beside_the_comparison_too():
     assert f"remove:{first}" in keys(page)
 
 
+def test_a_healthy_model_gets_a_chart_and_no_warning():
+    page, _ = two_edits()
+    assert "2 of 2 edits hold now" in words(page) and not page.warning
+
+
+def test_a_model_that_gets_worse_is_warned_of_with_the_edit_that_started_it():
+    page = applied(filled(opened(steps=1)))
+    fake_engine.current().ruin = 3.0
+    page = applied(filled(page, HAMLET, "Mark Twain"))
+    assert "edit 2" in page.warning[0].value.lower()
+    assert not click(page, "undo").warning
+
+
 # away and back --------------------------------------------------------------------------------------------------
 
 

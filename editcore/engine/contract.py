@@ -128,6 +128,8 @@ class Engine(Protocol):
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """Put a short question to the model ("preflight", "suggest", "believe"); answers are plain data.
 
+        "check_up" (session) answers nothing: it reads how the session's model is now, for `Sessions.course`.
+
         Raises:
             EngineError: no answer within `timeout` seconds, or the worker broke.
         """

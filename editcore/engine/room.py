@@ -37,6 +37,7 @@ _UNEXPECTED: dict[JobKind, str] = {
     "adoption": "The file could not be brought in; nothing of it was kept",
     "export": "The export stopped unexpectedly; nothing was written",
 }
+_EDITING: frozenset[JobKind] = frozenset({"edit", "recomputation", "adoption"})
 _DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
@@ -148,6 +149,9 @@ class Room:
             if question.name == "probe":
                 standing = self._store.standing(question.arguments["session"])
                 result = desk.probe(standing, question.arguments["prompts"])
+            elif question.name == "check_up":
+                self._check_up(desk, question.arguments["session"])
+                result = None
             elif question.name == "view":
                 result = self._view(desk, **question.arguments)
             else:
@@ -191,6 +195,11 @@ class Room:
         self._queue.finish(job, end)
         if fault is not None:
             self._check_poison(fault)
+        elif job.kind in _EDITING:
+            try:
+                self._check_up(desk, job.session)
+            except Exception:  # the edit is committed; its health is a line in a chart
+                logger.exception("the edited model could not be checked")
 
     def _edit(self, desk: DeskLike, job: Job) -> EditReport:
         ((method, settings),) = job.plans
@@ -199,7 +208,7 @@ class Room:
         made = desk.edit(
             self._store.placed(below), job.requests, method, settings, self._hear(job), job.stop.is_set, folder
         )
-        return self._commit(desk, job, [Made(job.job, made, below)])
+        return self._commit(job, [Made(job.job, made, below)])
 
     def _compare(self, desk: DeskLike, job: Job) -> None:
         trial = desk.trial(self._store.standing(job.session), job.requests[0])
@@ -237,7 +246,7 @@ class Room:
                 folders.append((folder, place.strength))
         name = f"#{self._store.edit(job.session, again[0].edit).number}"
         said = f"compute {name} again" if len(again) == 1 else f"compute {name} and {len(again) - 1} more again"
-        return self._commit(desk, job, made, said, kept, [(p.on, p.strength) for p in again])
+        return self._commit(job, made, said, kept, [(p.on, p.strength) for p in again])
 
     def _adopt(self, desk: DeskLike, job: Job) -> EditReport:
         ((name, options),) = job.plans
@@ -254,7 +263,7 @@ class Room:
         for number, (reports, strength) in enumerate(found, 1):
             made.append(Made(f"{job.job}-{number}", reports, tuple(below)))
             below.append((made[-1].id, strength))
-        return self._commit(desk, job, made, f"bring in {name}", stack, [(True, strength) for _, strength in found])
+        return self._commit(job, made, f"bring in {name}", stack, [(True, strength) for _, strength in found])
 
     def _export(self, desk: DeskLike, job: Job) -> None:
         ((form, options),) = job.plans
@@ -291,24 +300,21 @@ class Room:
             return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
     def _commit(
-        self, desk: DeskLike, job: Job, made: Sequence[Made], said: str = "",
+        self, job: Job, made: Sequence[Made], said: str = "",
         instead: Stack | None = None, places: Sequence[tuple[bool, float]] = (),
     ) -> EditReport:  # fmt: skip
         self._queue.go_on(job, commit=True)
-        kept = self._store.commit(job.session, made, said, instead, places)
-        try:
-            self._check_up(desk, job)
-        except Exception:  # the edit is committed; its health is a line in a chart
-            logger.exception("the edited model could not be checked")
-        return kept[-1].reports[0]
+        return self._store.commit(job.session, made, said, instead, places)[-1].reports[0]
 
-    def _check_up(self, desk: DeskLike, job: Job) -> None:
-        """How the model is with everything in place, kept under the edit on top."""
-        stack = self._store.stack(job.session)
-        placed = history.in_place(stack)
-        reports = [report for edit, _ in placed for report in self._store.edit(job.session, edit).reports[:1]]
+    def _check_up(self, desk: DeskLike, session: str) -> None:
+        """Read how the model is with everything in place, unless that is known."""
+        placed = history.in_place(self._store.stack(session))
+        print_ = history.print_of(placed)
+        if not placed or self._store.reading(session, CHECKUP, print_) is not None:
+            return
+        reports = [report for edit, _ in placed for report in self._store.edit(session, edit).reports[:1]]
         found = desk.check_up(self._store.placed(placed), reports, lambda: False)
-        self._store.remember(job.session, CHECKUP, stack[-1].edit, to_plain(found))
+        self._store.remember(session, CHECKUP, print_, to_plain(found))
 
     def _check_poison(self, error: BaseException) -> None:
         if self._poisoned and _poisons(error):

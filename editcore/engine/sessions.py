@@ -41,7 +41,8 @@ class StoredSessions:
         """See `Sessions.state`."""
         job = self._unfinished(session)  # before the history: an edit that ends now is in one of them
         seen = self._store.history(session)
-        cut = self._store.interrupted(session, self._began)
+        # While a job is known here none is told as cut off: after a jump of the clock it may seem to be from before.
+        cut = "" if job else self._store.interrupted(session, self._began)
         return SessionState(
             session, seen.rows, seen.undo, seen.redo, job, seen.edited, seen.name,
             _INTERRUPTED.get(cut, f"The {cut} was interrupted when the program stopped.") if cut else "",
@@ -75,9 +76,11 @@ class StoredSessions:
 
     def course(self, session: str) -> tuple[tuple[int, Checkup], ...]:
         """See `Sessions.course`."""
-        found = []
-        for row in self._store.history(session).rows:
-            told = self._store.reading(session, CHECKUP, row.edit)
+        stack, found = self._store.stack(session), []
+        for last, row in enumerate(self._store.history(session).rows, 1):
+            if not (row.on and row.strength > 0):
+                continue
+            told = self._store.reading(session, CHECKUP, history.print_of(history.in_place(stack[:last])))
             if told is not None:
                 found.append((row.number, from_plain(Checkup, told)))
         return tuple(found)
