@@ -347,18 +347,20 @@ def _health_axes(figure: go.Figure, numbers: list[int], ratios: list[float]) -> 
     """One axis of edits, percent above, the ratio below: on a log scale once it is far from 1."""
     step = max(1, -(-len(numbers) // 10))
     figure.update_xaxes(
-        tickvals=list(range(0, len(numbers), step)), ticktext=[str(n) for n in numbers[::step]], title="after edit",
-        range=[-0.5, max(1, len(numbers)) - 0.5], zeroline=False, showgrid=False, fixedrange=True, anchor="y2",
+        tickvals=list(range(0, len(numbers), step)), ticktext=[str(n) for n in numbers[::step]],
+        title={"text": "after edit", "font": {"size": 12}}, range=[-0.5, max(1, len(numbers)) - 0.5], zeroline=False, showgrid=False,
+        fixedrange=True, anchor="y2",
     )  # fmt: skip
     low, high = min([1.0, *ratios]), max([1.5, *ratios])
     wide = high > 10
     span = [math.log10(low * 0.9), math.log10(high * 1.1)] if wide else [max(0.0, low - 0.1), high * 1.05]
+    ticks = [10**n for n in range(int(math.log10(high)) + 1)] if wide else [1, high if high < 2 else int(high)]
     figure.update_layout(
         height=300, margin={"l": 52, "r": 16, "t": 56, "b": 44}, dragmode=False, hovermode="closest", showlegend=True,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
                 "itemclick": False, "itemdoubleclick": False},
         yaxis={"domain": [0.38, 1], "range": [-4, 104], "tickvals": [0, 50, 100], "ticktext": ["0 %", "50 %", "100 %"],
                "zeroline": False, "fixedrange": True},
-        yaxis2={"domain": [0, 0.26], "range": span, "type": "log" if wide else "linear", "nticks": 3,
-                "ticksuffix": " ×", "zeroline": False, "fixedrange": True},
+        yaxis2={"domain": [0, 0.26], "range": span, "type": "log" if wide else "linear", "tickvals": ticks,
+                "ticktext": [f"{tick:,.0f} ×" if tick >= 10 else f"{tick:.2g} ×" for tick in ticks], "zeroline": False, "fixedrange": True},
     )  # fmt: skip
