@@ -14,6 +14,7 @@ from editcore.history import Move
 from editcore.records import ModelInfo
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
+REDRAWN = 0.25  # seconds between two drawings in one look: each one costs the browser time that the model could use
 KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation", "export")
 _AS: dict[JobKind, JobKind] = {"recomputation": "edit", "adoption": "edit"}  # end as edits, and are shown like one
 _SHOWN_ON: dict[JobKind, str] = {

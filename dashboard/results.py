@@ -48,6 +48,13 @@ def show(report: EditReport, judged: bool = True, switch: Callable[[], None] = l
     _how(report)
 
 
+def fetch_ahead() -> None:
+    """Draws nothing, so that the browser has fetched what draws charts (5 MB) before the first one is wanted."""
+    with st.container(key="ahead"):
+        st.html("<style>.st-key-ahead { display: none; }</style>")
+        st.plotly_chart(charts.dumbbell(tables.NO_SHIFTS), key="nothing", config=CHART)
+
+
 def _without_verdict(report: EditReport) -> str:
     """The sentence; the verdict that opens it for a failed edit already stands in the warning above."""
     return report.sentence.removeprefix("The edit did not take. ") if not report.took else report.sentence

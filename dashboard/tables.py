@@ -25,6 +25,7 @@ HEADINGS = {
 PARAPHRASE_COLUMNS = ("prompt", "held_out", "source")
 PROBE_COLUMNS = ("kind", "prompt", "answer", "source")
 YOURS = "added by you"
+NO_SHIFTS = pd.DataFrame({"kind": [], "before": [], "after": []})  # `shifts` of no prompt, as far as a chart reads it
 
 
 def paraphrase_rows(probes: Iterable[Probe]) -> pd.DataFrame:

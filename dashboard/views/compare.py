@@ -176,6 +176,7 @@ def outcome(page: Frame) -> None:
     if job is None:
         st.caption("Compare, and this is where the methods appear side by side: what each changed, what it left alone, "
                    "what it cost.")  # fmt: skip
+        results.fetch_ahead()
         return
     if job.status in ("failed", "lost"):
         words = "The engine was lost during the comparison." if job.status == "lost" else "The comparison stopped."
@@ -199,11 +200,14 @@ def live(job_id: str) -> None:
     shown = job = frame.poll(job_id)
     if job and not job.finished:
         standings(job)
-    until = time.monotonic() + frame.LOOK
+    until, drawn = time.monotonic() + frame.LOOK, -math.inf
     while job and shown and not job.finished and len(job.outcomes) == len(shown.outcomes):
-        words.markdown(line(job))
-        bar.progress(progress_share(job))
-        if time.monotonic() >= until:
+        now = time.monotonic()
+        if now - drawn >= frame.REDRAWN:
+            drawn = now
+            words.markdown(line(job))
+            bar.progress(progress_share(job))
+        if now >= until:
             return
         time.sleep(0.05)
         job = frame.poll(job_id)

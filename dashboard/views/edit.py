@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, state, takeaway
+from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, results, state, takeaway
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
@@ -25,18 +27,22 @@ def main() -> None:
     request.example_chips()
     left, right = st.columns((5, 7), gap="large")
     with left:
-        form(page)
+        now = form(page)
     with right:
-        pane(page)
-    history.column(page)
-    takeaway.corner(page)
+        pane(now)
+    history.column(now)
+    takeaway.corner(now)
+    if now is not page:  # Apply was clicked, and what stands before it was drawn too early to know
+        st.rerun()
+    if not page.view.rows:
+        results.fetch_ahead()
 
 
 # The form.
 
 
-def form(page: Frame) -> None:
-    """Prompt, answer, subject, method, settings, checks, what will happen, Apply."""
+def form(page: Frame) -> Frame:
+    """Prompt, answer, subject, method, settings, checks, what will happen, Apply; returns what the click made of it."""
     prompt, target, subject = request.fields(page)
     method = forms.method_choice(resources.methods())
     with st.expander(f"Settings of {plain(method.title)}"):
@@ -49,9 +55,10 @@ def form(page: Frame) -> None:
         "Apply edit", key="apply", type="primary", shortcut="Ctrl+Enter", icon=":material/edit:", width="stretch",
         disabled=bool(reason) or not page.can_ask, help=plain(reason) or None,
     ):  # fmt: skip
-        apply(page.session, wanted, method, settings)
+        page = apply(page, wanted, method, settings)
     request.error_beside("")
     state.keep_draft(paraphrases, probes)
+    return page
 
 
 def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any], page: Frame) -> str:
@@ -117,18 +124,18 @@ def use_nearest(key: str) -> None:
         state.fill(str(state.value(key)), state.text(state.TARGET))
 
 
-def apply(session: str, wanted: EditRequest, method: MethodInfo, settings: dict[str, Any]) -> None:
-    """Hand the edit to the engine; the same click twice is one job."""
+def apply(page: Frame, wanted: EditRequest, method: MethodInfo, settings: dict[str, Any]) -> Frame:
+    """Hand the edit to the engine and look at it from now on; the same click twice is one job."""
     key = state.digest([to_plain(wanted), method.name, settings, state.attempt()])
     state.forget_error()
     try:
-        job = resources.engine().submit(session, [wanted], method.name, settings, key)
+        job = resources.engine().submit(page.session, [wanted], method.name, settings, key)
     except EditcoreError as error:
         state.remember_error(type(error).__name__, str(error))
-    else:
-        state.watch(job, "edit")
-        state.watch("", "preparation")
-    st.rerun()
+        st.rerun()
+    state.watch(job, "edit")
+    state.watch("", "preparation")
+    return replace(page, edit=frame.poll(job))
 
 
 # The right side: what is going on, what came out, what the model believes.
@@ -177,16 +184,17 @@ def progress(job_id: str) -> None:
         words, bar = st.empty(), st.empty()
         st.button("Cancel", key="cancel", icon=":material/close:", on_click=frame.cancel, args=(job_id,))
         until = time.monotonic() + (_FIRST_LOOK if state.first_look(job_id) else 0)
-        while True:
-            job = resources.engine().poll(job_id, after=10**9)
-            if job.finished:
-                st.rerun()
-            words.markdown(plain(frame.progress_line(job)))
-            step = job.progress
-            bar.progress(min(1.0, step.step / step.steps) if step and step.steps else 0.0)
-            if time.monotonic() >= until:
+        drawn = -math.inf
+        while not (job := resources.engine().poll(job_id, after=10**9)).finished:
+            now = time.monotonic()
+            if now - drawn >= frame.REDRAWN:
+                drawn, step = now, job.progress
+                words.markdown(plain(frame.progress_line(job)))
+                bar.progress(min(1.0, step.step / step.steps) if step and step.steps else 0.0)
+            if now >= until:
                 return
             time.sleep(0.03)
+    st.rerun()
 
 
 main()
