@@ -348,8 +348,8 @@ def _health_axes(figure: go.Figure, numbers: list[int], ratios: list[float]) -> 
     step = max(1, -(-len(numbers) // 10))
     figure.update_xaxes(
         tickvals=list(range(0, len(numbers), step)), ticktext=[str(n) for n in numbers[::step]],
-        title={"text": "after edit", "font": {"size": 12}}, range=[-0.5, max(1, len(numbers)) - 0.5], zeroline=False, showgrid=False,
-        fixedrange=True, anchor="y2",
+        title={"text": "after edit", "font": {"size": 12}}, range=[-0.5, max(1, len(numbers)) - 0.5], anchor="y2",
+        zeroline=False, showgrid=False, fixedrange=True,
     )  # fmt: skip
     low, high = min([1.0, *ratios]), max([1.5, *ratios])
     wide = high > 10
@@ -362,5 +362,6 @@ def _health_axes(figure: go.Figure, numbers: list[int], ratios: list[float]) -> 
         yaxis={"domain": [0.38, 1], "range": [-4, 104], "tickvals": [0, 50, 100], "ticktext": ["0 %", "50 %", "100 %"],
                "zeroline": False, "fixedrange": True},
         yaxis2={"domain": [0, 0.26], "range": span, "type": "log" if wide else "linear", "tickvals": ticks,
-                "ticktext": [f"{tick:,.0f} ×" if tick >= 10 else f"{tick:.2g} ×" for tick in ticks], "zeroline": False, "fixedrange": True},
+                "ticktext": [f"{tick:,.0f} ×" if tick >= 10 else f"{tick:.2g} ×" for tick in ticks],
+                "zeroline": False, "fixedrange": True},
     )  # fmt: skip

@@ -34,8 +34,8 @@ class _Sign:
 
 
 # (onset, warning), chosen on courses of random false edits of the embedded model, one on top of the other (seed 11).
-# Sound editing stayed below every onset for 30 edits (rome, ft) or 10 (memit, ft-l); fine-tuning that is never stopped
-# crossed them in this order and passed `COLLAPSED` between edits 10 and 15. Moved answers come first, repetition last.
+# Sound editing stayed below every onset for 30 edits (rome, ft, grace) or 10 (memit, ft-l). Fine-tuning of block 0 that
+# is never stopped crossed them in this order, and passed `COLLAPSED` between edits 10 and 15: answers move first.
 DRIFT = (0.1, 0.25)  # share of unrelated answers that moved; the broken course began at 0.6
 PERPLEXITY = (1.2, 1.5)  # times the base model's; sound editing reached 1.1 after 30 edits, the broken course 1.9 at 4
 LOST = (0.1, 0.2)  # share of the edits that once held; the broken course kept all of 10 and lost a third of 25
