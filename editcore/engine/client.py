@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import itertools
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -32,9 +31,11 @@ from editcore.engine.contract import (
     recent,
 )
 from editcore.engine.inline import PROBE_TIMEOUT, wait
+from editcore.engine.process import begin, end
 from editcore.engine.queue import check_work, fail, unknown_job
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
+from editcore.engine.watchdog import Sign, Watchdog, lost
 from editcore.errors import EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
@@ -43,21 +44,11 @@ from editcore.store import Store
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 2.0  # seconds
+HASTE = 0.05  # seconds
 GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 512  # jobs
 _COMPARISONS = 64  # of them
 _EVENTS = 2000  # kept per job
-_LOG_BYTES = 5_000_000  # then the log is turned over
-# Torch's threads wait for each other asleep: awake, they hold the processors that the page and the browser need.
-_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-_AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
-    "edit": ("Nothing that was applied before is lost.", "Press Apply again."),
-    "comparison": ("The results that were there are kept.", "Press Compare again."),
-    "preparation": ("What it had learned at the last checkpoint is kept.", "Start it again with the same examples."),
-    "recomputation": ("The history is as it was.", "Try again."),
-    "adoption": ("Nothing of it was kept.", "Bring the file in again."),
-    "export": ("Nothing was written.", "Export again."),
-}
 RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
 logger = logging.getLogger(__name__)
 
@@ -83,11 +74,13 @@ class LocalEngine:
         home: folder of sessions and logs; None: `home_dir()`.
         desk: "module:function" that opens the desk in the worker; None: the real one.
         backoff: seconds before the first restart; doubles with every death within a minute.
+        watchdog: says when the worker hangs; None: one with the usual patience.
     """
 
     def __init__(
-        self, model: str = "world-2019", home: Path | None = None, desk: str | None = None, backoff: float = 0.2
-    ) -> None:
+        self, model: str = "world-2019", home: Path | None = None, desk: str | None = None, backoff: float = 0.2,
+        watchdog: Watchdog | None = None,
+    ) -> None:  # fmt: skip
         self._name = model
         self._home = (home or home_dir()).absolute()
         self._command = [sys.executable, "-m", "editcore.engine.worker", "--model", model, "--home", str(self._home)]
@@ -98,7 +91,7 @@ class LocalEngine:
         self._changed = threading.Condition()  # guards everything below
         self._writing = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None  # alive, as far as known
-        self._generation = 0
+        self._generation = self._heard = 0  # how many workers there were; the one heard last
         self._dead: str = ""  # why there will be no further worker
         self._closed = False
         self._numbers = itertools.count(1)
@@ -108,6 +101,8 @@ class LocalEngine:
         self._health = Health("starting", "The worker is being started.", None, 0, "loading", 0)
         self._supervisor = threading.Thread(target=self._supervise, name="editcore-worker", daemon=True)
         self._supervisor.start()
+        self._hung: set[int] = set()  # generations of workers that were replaced because they hung
+        threading.Thread(target=self._watch, args=(watchdog or Watchdog(),), daemon=True).start()
         atexit.register(self.close)
 
     # the contract ----------------------------------------------------------------------------------------------
@@ -119,18 +114,20 @@ class LocalEngine:
         if dead:
             return replace(last, state="failed", message=dead, queue=0, busy=None, memory=0)
         if there:
-            try:
-                heard = from_plain(Health, self._control("health", HEALTH_TIMEOUT))
+            try:  # a worker that has not said anything yet is still starting: nobody waits for it
+                patience = HEALTH_TIMEOUT if self._heard == self._generation else HASTE
+                heard = from_plain(Health, self._control("health", patience))
                 if heard.state == "starting" and self._generation > 1:
                     heard = replace(heard, state="restarting", message=RESTARTING, model=last.model)
                 with self._changed:
                     self._health = heard
                 return heard
             except _Gone:
-                pass
+                there = False
             except EngineError:
-                return replace(last, message="The worker is slow to answer.")
-        if self._generation == 0:
+                if self._heard == self._generation:
+                    return replace(last, message="The worker is slow to answer.")
+        if self._generation == 0 or (there and self._generation == 1):
             return last
         return replace(last, state="restarting", message=RESTARTING, queue=0, busy="loading", memory=0)
 
@@ -250,7 +247,7 @@ class LocalEngine:
             self._changed.notify_all()
         atexit.unregister(self.close)
         if process is not None:
-            _end(process)
+            end(process)
         self._supervisor.join(2.0)
         self._store.close()
 
@@ -329,8 +326,7 @@ class LocalEngine:
             if report is not None:
                 known.state = replace(known.state, status="done", position=0, report=report)
                 return
-            seen = f"The worker stopped before this {known.state.kind} was done."
-            error = EngineError(seen, *_AFTER_A_LOSS[known.state.kind])
+            error = lost(known.state.kind, known.generation in self._hung)
             known.state = replace(
                 known.state, status="lost", position=0, error=str(error), error_kind=wire.kind_of(error)
             )
@@ -368,17 +364,13 @@ class LocalEngine:
     def _run_worker(self) -> int | None:
         """One worker from start to end; returns its exit code, None when it could not be started."""
         try:
-            with self._log() as log:
-                process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=-1,
-                    env={**_WAITING, **os.environ},
-                )  # fmt: skip
+            process = begin(self._command, self._home / "logs" / "worker.log")
         except OSError:
             logger.exception("the worker could not be started")
             return None
         with self._changed:
             if self._closed:  # between the decision to start and the start
-                _end(process)
+                end(process)
                 return process.returncode
             self._process, self._generation = process, self._generation + 1
             self._changed.notify_all()
@@ -393,10 +385,42 @@ class LocalEngine:
                     pipe.close()
         return process.returncode
 
+    def _watch(self, watchdog: Watchdog) -> None:
+        """Cancel what gives no sign any more; replace the worker when that does not help."""
+        while not self._is_closed_within(watchdog.interval):
+            jobs = self._unfinished_jobs()
+            sign = Sign(self.health().busy, (self._generation, self._health.memory, self._health.queue, *jobs))
+            said = watchdog.judge(sign, time.monotonic())
+            if said == "cancel":
+                for job in [job for job, status, *_ in jobs if status == "running"]:
+                    logger.warning("job %s gives no sign and is cancelled", job)
+                    with contextlib.suppress(EditcoreError):
+                        self.cancel(job)
+            elif said == "replace":
+                with self._changed:
+                    self._hung.add(self._generation)
+                    if self._process is not None:
+                        logger.error("the worker hangs and is replaced")
+                        self._process.kill()
+
+    def _is_closed_within(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
+    def _unfinished_jobs(self) -> list[tuple[str, str, int, int]]:
+        """Job, status, events and outcomes of what is under way, as the worker says now."""
+        with self._changed:
+            names = [job for job, known in self._jobs.items() if not known.state.finished]
+        for job in names:
+            with contextlib.suppress(EditcoreError):
+                self.poll(job)
+        states = [known.state for job in names if (known := self._jobs.get(job))]
+        return [(state.job, state.status, state.sequence, len(state.outcomes)) for state in states]
+
     def _bury(self) -> None:
         """No worker any more: first nobody can reach it, then everybody who waits is told."""
         with self._changed:
-            self._process = None
+            self._process, self._health = None, replace(self._health, busy="loading")
             waiting, closed = list(self._pending.values()), self._closed
         for answer in waiting:
             said = "The engine was closed." if closed else "The worker stopped before it could answer."
@@ -409,35 +433,10 @@ class LocalEngine:
         except (ValueError, KeyError, TypeError):
             logger.error("a line of %d bytes from the worker is no answer", len(line))
             return
+        self._heard = self._generation
         if answer is None or not answer.set_running_or_notify_cancel():
             return  # nobody waits any more
         if "error" in message:
             answer.set_exception(wire.error_from_plain(message["error"]))
         else:
             answer.set_result(message.get("result"))
-
-    def _log(self) -> IO[bytes]:
-        """The worker's log, turned over when long; nowhere when the disk refuses."""
-        try:
-            path = self._home / "logs" / "worker.log"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.stat().st_size > _LOG_BYTES:
-                path.replace(path.with_name("worker.log.1"))
-            return path.open("ab")
-        except OSError:
-            logger.warning("the worker's log cannot be written")
-            return open(os.devnull, "wb")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the input, which asks the worker to leave; insist when it does not."""
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    for insist in (process.terminate, process.kill, None):
-        try:
-            process.wait(5.0)
-            return
-        except subprocess.TimeoutExpired:
-            if insist:
-                insist()
