@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from editcore.anatomy import Anatomy, study
 from editcore.assets import WORLD_NAME, world_dir
 from editcore.errors import BadRequest, ModelError
+from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached
 from editcore.prompts import reading
@@ -262,7 +263,8 @@ def load(
     source, folder = _locate(name)
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    if folder is not None:
+    away = folder is None and not hub_answers()
+    if away or folder is not None:
         options["local_files_only"] = True
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -272,6 +274,12 @@ def load(
             f"A weight file of {name!r} is damaged ({error}).", "", "Download or copy the model again."
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if away and isinstance(error, OSError):
+            raise ModelError(
+                f"{name!r} is not on this machine, and the hub cannot be reached.",
+                "",
+                f"Connect to the network, or name a folder. The embedded model {WORLD_NAME!r} is always there.",
+            ) from error
         raise ModelError(
             f"{name!r} could not be loaded ({type(error).__name__}: {_first_line(error)}).",
             "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
