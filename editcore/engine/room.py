@@ -65,6 +65,7 @@ class Room:
         self._model: ModelInfo | None = None
         self._busy: str | None = "loading"
         self._memory = 0
+        self._cutting_off = False  # the running job is stopped because the program ends
         self._thread = threading.Thread(target=self._work, name="editcore-desk", daemon=True)
 
     def start(self) -> None:
@@ -116,6 +117,7 @@ class Room:
         """Refuse new work, let the running edit finish for `finish` seconds, then cancel it and wait `stop` more."""
         self._queue.close(Cancelled("The engine was shut down before this could begin; nothing of it was kept."))
         if not self._queue.wait_idle(finish):
+            self._cutting_off = True
             self._queue.stop_running()
             self._queue.wait_idle(stop)
 
@@ -189,7 +191,8 @@ class Room:
             self._store.blobs.discard(job.job)
             fault, end = error, _explain(error, _UNEXPECTED[job.kind], job.kind)
         try:
-            self._store.end_job(job.job)
+            if not (self._cutting_off and isinstance(end, Cancelled)):  # that is told when the program is back
+                self._store.end_job(job.job)
         except EditcoreError:
             logger.exception("the end of a job could not be written")
         self._queue.finish(job, end)
