@@ -315,7 +315,7 @@ class Room:
         print_ = history.print_of(placed)
         if not placed or self._store.reading(session, CHECKUP, print_) is not None:
             return
-        reports = [report for edit, _ in placed for report in self._store.edit(session, edit).reports[:1]]
+        reports = [report for edit, _ in placed for report in self._store.edit(session, edit).reports]
         found = desk.check_up(self._store.placed(placed), reports, lambda: False)
         self._store.remember(session, CHECKUP, print_, to_plain(found))
 
