@@ -183,7 +183,7 @@ def model_words(model: ModelInfo) -> str:
     )
 
 
-@st.fragment(run_every=0.5)
+@st.fragment(run_every=1.0)  # everybody asks at once while it is restarted
 def wait_for_engine() -> None:
     """A calm line until the engine answers; the rest of the page can be used."""
     health = resources.health()

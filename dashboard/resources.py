@@ -13,8 +13,10 @@ from importlib import import_module
 from threading import Lock
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
+from dashboard import charts
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EditcoreError, EngineError
@@ -83,6 +85,15 @@ def reports(session: str, edit: str) -> tuple[EditReport, ...]:
     return engine().sessions.reports(session, edit)
 
 
+@st.cache_resource(max_entries=100, show_spinner=False)
+def figure(chart: str, frame: pd.DataFrame, *given: Any) -> Any:
+    """A chart of `charts` by name, drawn once for what it shows: building one costs more than sending it.
+
+    Everybody who is shown the same gets the same figure, which nobody may change.
+    """
+    return getattr(charts, chart)(frame, *given)
+
+
 @st.cache_resource(max_entries=1, show_spinner=False)
 def library() -> Library:
     """The stored sessions and share links; reading them starts no engine."""
@@ -149,4 +160,4 @@ def drafts() -> Drafts:
     return Drafts()
 
 
-CACHED = (engine, methods, beliefs, reports, library, claim, drafts)  # everything this file keeps
+CACHED = (engine, methods, beliefs, reports, figure, library, claim, drafts)  # everything this file keeps

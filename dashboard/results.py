@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, tables
+from dashboard import resources, tables
 from dashboard.text import changed_words as diff
 from dashboard.text import counted, duration, marked, percent, plain, shorten, size, visible
 from editcore.records import EditReport, ProbeResult
@@ -52,7 +52,7 @@ def fetch_ahead() -> None:
     """Draws nothing, so that the browser has fetched what draws charts (5 MB) before the first one is wanted."""
     with st.container(key="ahead"):
         st.html("<style>.st-key-ahead { display: none; }</style>")
-        st.plotly_chart(charts.dumbbell(tables.NO_SHIFTS), key="nothing", config=CHART)
+        st.plotly_chart(resources.figure("dumbbell", tables.NO_SHIFTS), key="nothing", config=CHART)
 
 
 def _without_verdict(report: EditReport) -> str:
@@ -88,7 +88,7 @@ def _answers(report: EditReport) -> None:
     held = " ◆ marks wordings the model never saw with this fact." if frame["held_out"].any() else ""
     st.caption(f"{_EXPLAINED[measure]} ○ before, ● after.{held}")
     st.plotly_chart(
-        charts.dumbbell(frame, measure), key="dumbbell", config=CHART,
+        resources.figure("dumbbell", frame, measure), key="dumbbell", config=CHART,
         alt="Probability of the corrected and the old answer before and after the edit, for every prompt",
     )  # fmt: skip
     with st.expander("Table behind this chart"):
