@@ -20,16 +20,14 @@ from editcore.engine.contract import JobState, SessionState
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
 from editcore.records import EditReport, EditRequest, to_plain
+from editcore.settings import chosen
 
 FORMATS = {
     "patch": ("Patch", "Loads back here, on the same model. A few kilobytes."),
     "peft": ("LoRA adapter", "For the peft library; checked against it before it is offered."),
     "merged": ("Whole model", "A Hugging Face checkpoint with the edits added to its weights."),
 }
-LARGEST_MERGED = 2_000_000_000  # bytes of weights a browser is asked to take
-UPLOAD_MB = 5
 LISTS = ("json", "jsonl", "csv", "tsv", "txt")
-MOST_LISTED = 100  # edits of a list that are made and measured from the page
 
 
 def corner(page: Frame) -> None:
@@ -53,7 +51,7 @@ def _exports(page: Frame) -> None:
     view, busy = page.view, page.running is not None or page.health.state != "ready"
     if not view.edited:
         st.caption("Every edit is switched off: there is nothing to write.")
-    large = page.health.model is not None and page.health.model.bytes > LARGEST_MERGED
+    large = page.health.model is not None and page.health.model.bytes > chosen().largest_download
     rank = st.number_input(
         "Rank, for edits of a whole matrix", 1, 512, None, key="rank", placeholder="only if asked for",
         help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this many.",
@@ -167,7 +165,7 @@ def _bring(page: Frame) -> None:
                "what is in place. One without a question is measured with the one in the form.")  # fmt: skip
     st.caption("A **list of edits** in JSON, JSON lines or CSV (EasyEdit, CounterFact and zsRE are understood): all "
                "are made in one patch by the method chosen in the form. Either can be undone.")  # fmt: skip
-    file = st.file_uploader("File", type=["zip", *LISTS], key="bring", max_upload_size=UPLOAD_MB)
+    file = st.file_uploader("File", type=["zip", *LISTS], key="bring", max_upload_size=chosen().largest_upload)
     busy = page.running is not None or page.health.state != "ready"
     if file is None:
         return
@@ -175,7 +173,7 @@ def _bring(page: Frame) -> None:
     if not _is_zip(file):
         try:
             found = state.once(
-                "list", file.file_id, lambda: read_requests(file.getvalue(), file.name, most=MOST_LISTED)
+                "list", file.file_id, lambda: read_requests(file.getvalue(), file.name, most=chosen().most_listed)
             )
         except EditcoreError as error:
             trouble = str(error)

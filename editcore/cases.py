@@ -6,6 +6,7 @@ whole or not at all: the first wrong row is named and nothing is made of the res
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from editcore import foreign, gate
 from editcore.errors import BadRequest
 from editcore.lookup import normal
 from editcore.records import EditRequest
-from editcore.rows import MOST_BYTES, read_rows, refuse_size
+from editcore.rows import read_rows, refuse_size
+from editcore.settings import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Requests:
 
 
 def read_requests(
-    data: bytes | str, name: str = "", limit: int | None = None, *, most: int | None = gate.MOST_REQUESTS,
+    data: bytes | str, name: str = "", limit: int | None = None, *, most: float | None = None,
     distinct: bool = True,
 ) -> Requests:  # fmt: skip
     """The edits in a file, all of them checked.
@@ -35,7 +37,7 @@ def read_requests(
         data: what stands in the file.
         name: of the file, for messages; its ending is not looked at.
         limit: take only so many from the start.
-        most: how many there may be after that; None: any number.
+        most: how many there may be after that, `math.inf` for any number; None: as many as are made in one patch.
         distinct: refuse a question that is asked twice.
 
     Raises:
@@ -44,7 +46,8 @@ def read_requests(
     found, kind = read_rows(data, name, foreign.USED)
     entries, told = foreign.rows_of_columns(found, name), foreign.Told()
     every, taken = len(entries), entries if limit is None else entries[:limit]
-    if most is not None and len(taken) > most:
+    most = chosen().most_requests if most is None else most
+    if len(taken) > most:
         raise BadRequest(
             f"{name[-80:] or 'The list'} holds {every:,} edits.", f"At most {most:,} are made at a time.", "Split it."
         )
@@ -58,7 +61,9 @@ def read_requests(
     return Requests(tuple(requests), format, (first, *told.notes()))
 
 
-def read_file(path: Path, limit: int | None = None, *, most: int | None = None, distinct: bool = False) -> Requests:
+def read_file(
+    path: Path, limit: int | None = None, *, most: float | None = math.inf, distinct: bool = False
+) -> Requests:
     """`read_requests` of a file on disk; its size is looked at before it is opened.
 
     Raises:
@@ -68,7 +73,7 @@ def read_file(path: Path, limit: int | None = None, *, most: int | None = None, 
         raise BadRequest(f"There is no file {str(path)!r}.", "A file of edits was wanted.", "Check the path.")
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
+        if size > chosen().largest_list:
             refuse_size(size, path.name)
         data = path.read_bytes()
     except OSError as error:

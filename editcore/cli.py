@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -12,15 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from editcore import __version__
+from editcore.admission import settle
 from editcore.assets import WORLD_NAME
+from editcore.cli_doctor import doctor
 from editcore.cli_export import exporting
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
-from editcore.gate import MOST_REQUESTS
 from editcore.records import EditRequest, Probe, to_plain
-from editcore.terminal import bar, err, out, show_json
+from editcore.terminal import bar, err, out, parse_settings, show_json
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edit what a language model believes, and see what moved."
@@ -31,7 +32,14 @@ app.add_typer(world_app, name="world")
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; chosen for you when left out.")]
+SetAny = Annotated[
+    list[str] | None, typer.Option("--set", help="A limit or another setting, name=value; see `editcore doctor`.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+OPEN = (
+    "No password is set: whoever reaches this address can edit. README, “For several people”, says how to ask for one."
+)
 
 
 def main() -> None:
@@ -46,40 +54,32 @@ def main() -> None:
         sys.exit(1)
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """`name=value` pairs as a dict.
-
-    Raises:
-        BadRequest: a pair has no "=".
-    """
-    result = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise BadRequest(f"--set {pair!r} cannot be read.", "name=value was wanted.", "For example: --set steps=30")
-        result[name.strip()] = value.strip()
-    return result
-
-
 @app.command()
 def dashboard(
-    model: Model = WORLD_NAME,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Embedded model, local folder or hub id.", show_default=WORLD_NAME),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
     address: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
     headless: Annotated[bool, typer.Option(help="Do not open a browser.")] = False,
+    set_: SetAny = None,
 ) -> None:
     """Opens the page."""
     import dashboard as pages
 
+    limits = settle({**parse_settings(set_ or []), **({"model": model} if model else {})})
+    if address not in ("127.0.0.1", "localhost", "::1") and limits.password is None:
+        err.print(OPEN, style="yellow", markup=False, highlight=False)
     folder = Path(pages.__file__).resolve().parent
     # The page reads its settings from the working directory: beside the pages if installed, above them in a checkout.
     settings = folder if (folder / ".streamlit").is_dir() else folder.parent
-    known = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
     command = [
         sys.executable, "-m", "streamlit", "run", str(folder / "app.py"), f"--server.port={port}",
         f"--server.address={address}", f"--server.headless={'true' if headless else 'false'}",
+        f"--server.maxUploadSize={limits.largest_upload}",
+        *(f"--server.allowedHosts={name}" for name in ("localhost", "127.0.0.1", "::1", *limits.hosts)),
     ]  # fmt: skip
-    os.environ["EDITCORE_MODEL"] = known
     os.chdir(settings)
     if os.name == "posix":  # the page takes this process's place, so a signal to it ends the page too
         os.execv(sys.executable, command)
@@ -119,7 +119,7 @@ def edit(
     from editcore.export import export_patch
     from editcore.handle import load
 
-    asked = edits_of(cases, None, MOST_REQUESTS, distinct=True) if cases else ()
+    asked = edits_of(cases, None, None, distinct=True) if cases else ()
     handle = load(model, device=device, dtype=dtype)
     if asked:
         with bar(method, quiet=as_json) as advance:
@@ -146,7 +146,9 @@ def edit(
     show_json(report_json(report)) if as_json else show_report(report)
 
 
-def edits_of(file: Path, limit: int | None, most: int | None = None, distinct: bool = False) -> tuple[EditRequest, ...]:
+def edits_of(
+    file: Path, limit: int | None, most: float | None = math.inf, distinct: bool = False
+) -> tuple[EditRequest, ...]:
     """The edits of a file in any format that is known; what was not used is said on standard error."""
     from editcore.cases import read_file
 
@@ -252,40 +254,6 @@ def methods(as_json: AsJson = False) -> None:
             out.print(f"   --set {s.name}=…   {s.help} (default: {default})", markup=False, highlight=False)
 
 
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Says what is installed, which device is used and why, and which models are at hand."""
-    from importlib.metadata import version
-
-    import psutil
-
-    from editcore.assets import world_dir
-    from editcore.engine import home_dir
-    from editcore.handle import choose_device, choose_dtype
-    from editcore.local import local_models
-
-    device, why = choose_device()
-    dtype, why_dtype = choose_dtype(device)
-    facts = {
-        "editcore": __version__,
-        "python": sys.version.split()[0],
-        **{name: version(name) for name in ("torch", "transformers", "accelerate", "streamlit", "plotly", "pandas")},
-        "device": f"{device} ({why})",
-        "number format": f"{str(dtype).removeprefix('torch.')} ({why_dtype})",
-        "memory free": f"{psutil.virtual_memory().available / 1e9:.1f} of {psutil.virtual_memory().total / 1e9:.1f} GB",
-        "data folder": str(home_dir()),
-        "embedded model": "present"
-        if (world_dir() / "config.json").exists()
-        else "missing: run `editcore world build`",
-        "models in the local cache": local_models(),
-    }
-    if as_json:
-        return show_json(facts)
-    for name, value in facts.items():
-        shown = (", ".join(value) or "none") if isinstance(value, list) else value
-        out.print(f"{name:26} {shown}", markup=False, highlight=False)
-
-
 @world_app.command("build")
 def world_build(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints; an interrupted build continues from it.")] = Path(
@@ -353,6 +321,7 @@ def _draw(title: str, model: Any, reports: Sequence[Any]) -> Any:
 
 
 app.command("export")(exporting(_draw))
+app.command("doctor")(doctor)
 app.command("train")(train)
 app.command("corpus")(corpus)
 app.command("examples")(examples)

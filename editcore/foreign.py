@@ -18,6 +18,7 @@ from editcore import gate
 from editcore.errors import BadInput, BadRequest, SubjectNotFound
 from editcore.records import EditRequest, Probe
 from editcore.rows import Entry, Number, kind_of, parse
+from editcore.settings import Settings, chosen
 
 SCALARS = {
     "prompt": ("prompt", "prompts", "src"),
@@ -60,6 +61,7 @@ class Told:
     spellings: int = 0  # answers of which the first spelling was taken
     questions: int = 0  # prompts that lost `QUESTION`
     answers: int = 0  # rows whose corrected answer is the first of zsRE's right ones
+    limits: Settings = field(default_factory=chosen)  # of texts; asked for once a file
 
     def notes(self) -> Iterator[str]:
         """In sentences."""
@@ -172,7 +174,7 @@ def _request(entry: Entry, kind: str, at: Place, told: Told) -> EditRequest:
         ),
         probes=tuple(dict.fromkeys(_probes(values, None if old == UNKNOWN_ANSWER else old, at, told))),
     )  # fmt: skip
-    _check(request, at)
+    _check(request, at, told)
     return request
 
 
@@ -305,8 +307,8 @@ def _probe(fields: Mapping[str, Any], kind: str, at: Place, told: Told) -> Probe
     said = fields.get("kind")
     return Probe(
         cast(Literal["near", "far"], said if said in ("near", "far") else kind),
-        _checked(prompt.strip(), "prompt", gate.LONGEST_PROMPT, at),
-        _checked(_first(answer, at, told), "answer", gate.LONGEST_ANSWER, at) if answer is not None else None,
+        _checked(prompt.strip(), "prompt", told.limits.longest_prompt, at),
+        _checked(_first(answer, at, told), "answer", told.limits.longest_answer, at) if answer is not None else None,
         fields.get("held_out") is True,
         fields["source"][:200] if isinstance(fields.get("source"), str) else "",
     )
@@ -329,9 +331,9 @@ def _in_prompt(subject: str | None, prompt: str) -> str | None:
     return found if found.lower() == subject.lower() else subject
 
 
-def _check(request: EditRequest, at: Place) -> None:
-    _checked(request.prompt, "prompt", gate.LONGEST_PROMPT, at.at("prompt"))
-    _checked(request.target, "corrected answer", gate.LONGEST_ANSWER, at.at("target_new"))
+def _check(request: EditRequest, at: Place, told: Told) -> None:
+    _checked(request.prompt, "prompt", told.limits.longest_prompt, at.at("prompt"))
+    _checked(request.target, "corrected answer", told.limits.longest_answer, at.at("target_new"))
     try:
         gate.check_request(request)
     except SubjectNotFound as error:

@@ -1,4 +1,4 @@
-"""Refuses what no model could make sense of. Knows text limits; knows no tokenizer and no model; imports no torch.
+"""Refuses what no model could make sense of. Asks the settings for limits; knows no tokenizer, no model, no torch.
 
 What needs the model (token counts, whether the answer is new) is checked by `edit`.
 """
@@ -10,14 +10,7 @@ from typing import Any
 
 from editcore.errors import BadRequest, BadSetting, SubjectNotFound
 from editcore.records import EditRequest
-
-LONGEST_PROMPT = 20_000  # characters
-LONGEST_ANSWER = 2_000  # characters
-MOST_METHODS = 32  # in one comparison
-MOST_PROBES = 1_000  # paraphrases and probes together
-MOST_PROMPTS = 200  # in one probe call
-MOST_REQUESTS = 1_000  # in one edit
-LONGEST_FILE = 5_000_000  # characters of a file of examples
+from editcore.settings import chosen
 
 
 def check_text(text: Any, what: str, longest: int) -> None:
@@ -40,12 +33,13 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
     Raises:
         BadRequest, SubjectNotFound, BadSetting: saying which part and why.
     """
-    check_text(request.prompt, "prompt", LONGEST_PROMPT)
-    check_text(request.target, "corrected answer", LONGEST_ANSWER)
+    limits = chosen()
+    check_text(request.prompt, "prompt", limits.longest_prompt)
+    check_text(request.target, "corrected answer", limits.longest_answer)
     if method:
         check_text(method, "method name", 100)
     if request.old is not None:
-        check_text(request.old, "old answer", LONGEST_ANSWER)
+        check_text(request.old, "old answer", limits.longest_answer)
     if request.subject is not None and (not request.subject or request.subject not in request.prompt):
         raise SubjectNotFound(
             f"The subject {request.subject[:80]!r} is not part of the prompt.",
@@ -53,14 +47,14 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
             "Pick it from the prompt, or leave it empty.",
         )
     probes = (*request.paraphrases, *request.probes)
-    if len(probes) > MOST_PROBES:
+    if len(probes) > limits.most_probes:
         raise BadRequest(
-            f"There are {len(probes):,} paraphrases and probes.", f"At most {MOST_PROBES:,} fit.", "Remove some."
+            f"There are {len(probes):,} paraphrases and probes.", f"At most {limits.most_probes:,} fit.", "Remove some."
         )
     for probe in probes:
-        check_text(probe.prompt, "prompt of a probe", LONGEST_PROMPT)
+        check_text(probe.prompt, "prompt of a probe", limits.longest_prompt)
         if probe.answer is not None:
-            check_text(probe.answer, "answer of a probe", LONGEST_ANSWER)
+            check_text(probe.answer, "answer of a probe", limits.longest_answer)
         if probe.kind in ("near", "far") and _same(probe.prompt, request.prompt):
             raise BadRequest(
                 f"The unrelated probe {probe.prompt[:60]!r} is the edit prompt itself.",
@@ -73,9 +67,10 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
 
 def check_list(requests: Sequence[EditRequest]) -> None:
     """Refuse a list of edits that is empty or too long."""
-    if not 0 < len(requests) <= MOST_REQUESTS:
+    most = chosen().most_requests
+    if not 0 < len(requests) <= most:
         raise BadRequest(
-            f"There are {len(requests):,} edits to make.", f"1 to {MOST_REQUESTS:,} were wanted.", "Split the list."
+            f"There are {len(requests):,} edits to make.", f"1 to {most:,} were wanted.", "Split the list."
         )
 
 
@@ -87,8 +82,8 @@ def check_plans(request: EditRequest, plans: Sequence[tuple[str, Mapping[str, An
     """
     if not plans:
         raise BadRequest("No method is chosen.", "A comparison needs at least one.", "Choose a method.")
-    if len(plans) > MOST_METHODS:
-        raise BadRequest(f"{len(plans)} methods are chosen.", f"At most {MOST_METHODS} fit.", "Choose fewer.")
+    if len(plans) > (most := chosen().most_methods):
+        raise BadRequest(f"{len(plans)} methods are chosen.", f"At most {most} fit.", "Choose fewer.")
     for method, settings in plans:
         check_request(request, method, settings)
 
@@ -133,7 +128,7 @@ def check_examples(method: str, examples: Mapping[str, Any]) -> None:
     check_text(method, "method name", 100)
     for name, what in (("edits", "file of example edits"), ("locality", "text that should stay as it is")):
         if examples.get(name):
-            check_text(examples[name], what, LONGEST_FILE)
+            check_text(examples[name], what, chosen().longest_examples)
     steps = examples.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 1_000_000:
         raise BadRequest(f"{steps!r} steps were asked for.", "A whole number from 1 to 1,000,000 is needed.")
@@ -145,7 +140,8 @@ def _same(one: str, other: str) -> bool:
 
 def check_prompts(prompts: Sequence[str]) -> None:
     """Refuse a list of prompts that is too long, or holds one that cannot be read."""
-    if len(prompts) > MOST_PROMPTS:
-        raise BadRequest(f"There are {len(prompts):,} prompts.", f"At most {MOST_PROMPTS} fit.", "Remove some.")
+    limits = chosen()
+    if len(prompts) > limits.most_prompts:
+        raise BadRequest(f"There are {len(prompts):,} prompts.", f"At most {limits.most_prompts} fit.", "Remove some.")
     for prompt in prompts:
-        check_text(prompt, "prompt", LONGEST_PROMPT)
+        check_text(prompt, "prompt", limits.longest_prompt)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from editcore.errors import BadRequest
+from editcore.settings import chosen
 
-MOST_BYTES = 64_000_000  # CounterFact as published has 45 million
 MOST_DEEP = 20  # lists and objects inside each other; the data sets need 5
 WANTED = "A list of edits as JSON, JSON lines or CSV in UTF-8 was wanted."
 _OPENINGS = {
@@ -58,7 +58,7 @@ def read_rows(data: bytes | str, name: str, headings: frozenset[str]) -> tuple[l
     Raises:
         BadRequest: it is too large, no text, damaged, ragged, or no such list; the first wrong place is named.
     """
-    if len(data) > MOST_BYTES:
+    if len(data) > chosen().largest_list:
         refuse_size(len(data), name)
     text = data if isinstance(data, str) else _decoded(data, name)
     text = text.removeprefix("\ufeff")
@@ -78,7 +78,7 @@ def refuse_size(size: int, name: str) -> NoReturn:
     """Raises BadRequest with the size and the limit."""
     raise BadRequest(
         f"{_the(name)} has {size / 1e6:,.1f} million bytes.",
-        f"At most {MOST_BYTES / 1e6:,.0f} million are read.",
+        f"At most {chosen().largest_list / 1e6:,.0f} million are read.",
         "Split it.",
     )
 

@@ -1,16 +1,18 @@
-"""What the command line prints with: text, one JSON object, progress. Knows no command."""
+"""What the command line reads and prints with: pairs, text, one JSON object, progress. Knows no command."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from editcore.errors import BadRequest
 
 PIPED_WIDTH = 160  # columns where the output is no terminal: a table in a file should be whole
 
@@ -22,6 +24,21 @@ def _console(stderr: bool) -> Console:
 
 out, err = _console(stderr=False), _console(stderr=True)
 LINE_SECONDS = 20  # between two lines about long work, where no bar can be drawn
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=value` pairs as a dict.
+
+    Raises:
+        BadRequest: a pair has no "=".
+    """
+    result = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise BadRequest(f"--set {pair!r} cannot be read.", "name=value was wanted.", "For example: --set steps=30")
+        result[name.strip()] = value.strip()
+    return result
 
 
 def show_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import zipfile
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editcore import cases, gate, rows
+from editcore import cases, gate
 from editcore.errors import BadRequest
 from editcore.records import EditRequest, Probe, to_plain
 
@@ -207,11 +208,10 @@ def test_deep_files_are_refused_whatever_the_interpreter_allows(opening):
 
 
 def test_size_and_number_are_bounded_and_told(monkeypatch, tmp_path):
-    many = [{"prompt": f"Town {i} is", "target_new": "B"} for i in range(gate.MOST_REQUESTS + 1)]
+    many = [{"prompt": f"Town {i} is", "target_new": "B"} for i in range(1_001)]
     assert "holds 1,001 edits. At most 1,000" in refusal(many)
-    assert len(read(many, limit=5).requests) == 5 and len(read(many, most=None).requests) == 1001
-    monkeypatch.setattr(rows, "MOST_BYTES", 1_000)
-    monkeypatch.setattr(cases, "MOST_BYTES", 1_000)
+    assert len(read(many, limit=5).requests) == 5 and len(read(many, most=math.inf).requests) == 1001
+    monkeypatch.setenv("EDITCORE_LARGEST_LIST", "1000")
     assert "million bytes" in refusal(b"[" * 1_001)
     file = tmp_path / "large.json"
     file.write_bytes(b"[" * 1_001)

@@ -15,7 +15,7 @@ from pathlib import Path
 import fake_desk
 import pytest
 
-from editcore.engine import InlineEngine, LocalEngine, menu, new_session, queue
+from editcore.engine import InlineEngine, LocalEngine, menu, new_session
 from editcore.engine.contract import outdated
 from editcore.errors import BadInput, BadRequest, EngineBusy, EngineError, ModelError, SubjectNotFound
 from editcore.history import Move
@@ -262,7 +262,7 @@ def test_an_unknown_job_is_refused(engine):
 def test_a_full_queue_refuses_at_once(inline):
     first = submit(inline, new_session(), **LONG)
     running(inline, first)
-    jobs = [submit(inline, new_session()) for _ in range(queue.MOST_EDITS)]
+    jobs = [submit(inline, new_session()) for _ in range(16)]
     with pytest.raises(EngineBusy, match="16 edits are waiting.*Try again in"):
         submit(inline, new_session())
     inline.cancel(first)

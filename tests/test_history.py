@@ -13,7 +13,6 @@ import fake_desk
 import pytest
 
 from editcore.engine import InlineEngine, new_session
-from editcore.engine.upload import LARGEST_UPLOAD
 from editcore.errors import BadRequest, EngineBusy
 from editcore.history import Move
 from editcore.records import EditRequest
@@ -170,7 +169,7 @@ def test_a_patch_that_is_damaged_changes_nothing(engine, tmp_path):
         (zipped(**{"/etc/patch.json": "{}"}), "lead out of it"),
         (zipped(**{"C:\\patch.json": "{}"}), "lead out of it"),
         (zipped(**{f"{i}.json": "" for i in range(2001)}), "2,001 files"),
-        (b"0" * (LARGEST_UPLOAD + 1), "25,000,001 bytes"),
+        (b"0" * 25_000_001, "25,000,001 bytes"),
     ],
 )
 def test_a_file_that_is_no_patch_is_never_queued(engine, tmp_path, data, said):

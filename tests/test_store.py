@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_no_row_and_no_half_patch(store, tmp_path, monkeypatc
 def test_a_locked_database_is_waited_for_and_then_said(store, tmp_path, monkeypatch):
     session = new_session()
     add(store, session, "Rome")
-    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setenv("EDITCORE_DATABASE_PATIENCE", "0.2")
     impatient = Store(tmp_path)
     other = sqlite3.connect(tmp_path / database.FILE, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

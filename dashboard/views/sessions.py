@@ -12,8 +12,8 @@ from dashboard import resources, state
 from dashboard.text import counted, duration, message, plain
 from editcore.errors import EditcoreError
 from editcore.home import new_session
+from editcore.settings import chosen
 from editcore.store import Listed
-from editcore.store.library import BIN_DAYS, EMPTY_DAYS
 
 
 def main() -> None:
@@ -28,9 +28,10 @@ def main() -> None:
             library.keep_draft(fresh, owner, {})
             go(fresh)
     st.sidebar.markdown("##### What is kept")
+    kept = chosen()
     st.sidebar.caption(
-        f"A session with edits stays until you delete it; a deleted one can be taken back for {BIN_DAYS} days. One "
-        f"without an edit goes {EMPTY_DAYS} days after its last use."
+        f"A session with edits stays until you delete it; a deleted one can be taken back for {kept.bin_days} days. "
+        f"One without an edit goes {kept.empty_days} days after its last use."
     )
     found = library.sessions(owner)
     if not found:

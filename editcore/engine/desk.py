@@ -44,9 +44,9 @@ from editcore.records import (
     to_plain,
 )
 from editcore.remeasure import measured, view
+from editcore.settings import chosen
 from editcore.training import train_method
 
-MOST_HELD = 512_000_000  # bytes of patches kept in memory
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
 
@@ -274,7 +274,7 @@ class Desk:
         if _ADDRESS.fullmatch(folder.name):  # what is not at an address of its content may change
             self._known[folder] = patch
             held = sum(known.bytes for known in self._known.values())
-            while held > MOST_HELD and len(self._known) > 1:
+            while held > chosen().patch_memory and len(self._known) > 1:
                 held -= self._known.popitem(last=False)[1].bytes
         return patch
 

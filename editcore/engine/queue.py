@@ -21,9 +21,8 @@ from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
 from editcore.gate import check_examples, check_list, check_plans
 from editcore.home import check_session
 from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Outcome, Progress
+from editcore.settings import chosen
 
-MOST_EDITS = 16  # jobs that wait
-MOST_QUESTIONS = 64  # that wait
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
@@ -179,11 +178,11 @@ class WorkQueue:
     """The line in front of the model.
 
     Args:
-        limit: how many jobs may wait.
+        limit: how many jobs may wait; None: as many as the settings say.
     """
 
-    def __init__(self, limit: int = MOST_EDITS) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit, self._questions_limit = limit or chosen().most_waiting, chosen().most_questions
         self._changed = threading.Condition()
         self._questions: deque[Question] = deque()
         self._waiting: list[Job] = []
@@ -227,8 +226,8 @@ class WorkQueue:
         """Queue a question before all jobs; it is dropped unanswered once `timeout` seconds have passed."""
         with self._changed:
             self._check_open()
-            if len(self._questions) >= MOST_QUESTIONS:
-                raise EngineBusy(f"{MOST_QUESTIONS} questions are waiting already.", "", "Try again in a moment.")
+            if len(self._questions) >= self._questions_limit:
+                raise EngineBusy(f"{len(self._questions)} questions are waiting already.", "", "Try again in a moment.")
             question = Question(name, dict(arguments), time.monotonic() + timeout)
             self._questions.append(question)
             self._changed.notify_all()

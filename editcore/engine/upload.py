@@ -9,9 +9,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from editcore.errors import BadRequest
+from editcore.settings import chosen
 
-LARGEST_UPLOAD = 25_000_000  # bytes, as sent
-LARGEST_UNPACKED = 500_000_000  # bytes
 MOST_FILES = 2_000
 SUFFIXES = (".json", ".safetensors", ".md")  # nothing else is unpacked; no format here can hold code
 
@@ -22,10 +21,9 @@ def unpacked(data: bytes, name: str, home: Path) -> Path:
     Raises:
         BadRequest: too large, no zip archive, or its entries lead out of it.
     """
-    if len(data) > LARGEST_UPLOAD:
-        raise BadRequest(
-            f"{name!r} has {len(data):,} bytes.", f"At most {LARGEST_UPLOAD:,} fit.", "Export fewer edits in one file."
-        )
+    most = chosen().largest_archive
+    if len(data) > most:
+        raise BadRequest(f"{name!r} has {len(data):,} bytes.", f"At most {most:,} fit.", "Export fewer edits at once.")
     folder = home / "scratch" / f"upload-{secrets.token_hex(8)}"
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -54,7 +52,7 @@ def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
         seen = f"{name!r} holds no patch."
     elif len(entries) > MOST_FILES:
         seen = f"{name!r} holds {len(entries):,} files."
-    elif sum(entry.file_size for entry in wanted) > LARGEST_UNPACKED:
+    elif sum(entry.file_size for entry in wanted) > chosen().largest_unpacked:
         seen = f"{name!r} unpacks to {sum(entry.file_size for entry in wanted):,} bytes."
     elif any(_leads_out(entry.filename) for entry in wanted):
         seen = f"{name!r} holds names that lead out of it."

@@ -6,14 +6,13 @@ may be silent for long, loading a model or training an editor between two checkp
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from editcore.engine.contract import JobKind
 from editcore.errors import EngineError
+from editcore.settings import chosen
 
-HUNG_AFTER = 600.0  # seconds without a sign; EDITCORE_HUNG_AFTER says otherwise
 GRACE = 30.0  # seconds more, in which a job that was asked to stop may notice
 SILENT = frozenset({"loading", "preparation"})
 _AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
@@ -38,12 +37,12 @@ class Watchdog:
     """Judges by signs.
 
     Args:
-        after: seconds without a sign until the work is to be cancelled; None: as the environment says.
+        after: seconds without a sign until the work is to be cancelled; None: as the settings say.
         grace: seconds after that until the worker is to be replaced.
     """
 
     def __init__(self, after: float | None = None, grace: float = GRACE) -> None:
-        self.after = float(os.environ.get("EDITCORE_HUNG_AFTER", HUNG_AFTER)) if after is None else after
+        self.after = chosen().hung_after if after is None else after
         self.grace = grace
         self._last: Sign | None = None
         self._since = 0.0

@@ -7,7 +7,6 @@ writers wait for each other instead of failing half-way; readers never wait (wri
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -21,16 +20,17 @@ from alembic.config import Config
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from editcore.errors import EngineError
+from editcore.settings import chosen
 
 FILE = "editcore.db"
-PATIENCE = 5.0  # seconds a writer waits for another
 _DAMAGED = ("file is not a database", "malformed", "disk image")
 logger = logging.getLogger(__name__)
 
 
 def url_of(home: Path) -> str:
-    """Where the database is: $DATABASE_URL, else a file in the data folder."""
-    return os.environ.get("DATABASE_URL") or f"sqlite:///{home / FILE}"
+    """Where the database is: as the settings say, else a file in the data folder."""
+    named = chosen().database_url
+    return named.get_secret_value() if named else f"sqlite:///{home / FILE}"
 
 
 class Database:
@@ -78,7 +78,7 @@ class Database:
             raise explained(error) from error
 
     def _open(self) -> sa.Engine:
-        arguments = {"timeout": PATIENCE} if self.is_file else {}
+        arguments = {"timeout": chosen().database_patience} if self.is_file else {}
         engine = sa.create_engine(self._url, connect_args=arguments)
         if self.is_file:
             sa.event.listen(engine, "connect", _prepare)

@@ -1,7 +1,8 @@
 """The shelf of sessions: listed, named, copied, thrown away and taken back; drafts and share links. Knows no model.
 
-What is kept, and for how long: a session with edits stays until it is deleted; a deleted one can be taken back for 30
-days; one without an edit goes a week after its last use; a patch or scratch folder nobody refers to goes after a day.
+What is kept, and for how long: a session with edits stays until it is deleted; a deleted one can be taken back for
+`bin_days`; one without an edit goes `empty_days` after its last use; a patch or scratch folder nobody refers to goes
+after a day. How many days those are is a setting.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import sqlalchemy as sa
 
 from editcore.errors import BadRequest
 from editcore.home import check_session, new_session
+from editcore.settings import chosen
 from editcore.store.store import Store
 from editcore.store.tables import actions, edits, jobs, readings, sessions, shares
 
 DAY = 86_400.0  # seconds
-BIN_DAYS, EMPTY_DAYS, JOB_DAYS = 30, 7, 7
+JOB_DAYS = 7
 LOCAL = "this computer"  # the owner of sessions on a page that only this computer can open
 LONGEST_NAME = 120  # characters
 LONGEST_DRAFT = 500_000  # characters
@@ -192,10 +194,10 @@ class Library:
 
     def prune(self, now: float | None = None) -> tuple[int, int]:
         """Apply the rule of this module; returns how many sessions and how many folders went."""
-        now = time.time() if now is None else now
+        now, limits = time.time() if now is None else now, chosen()
         filled = sa.select(edits.c.session)
-        old_bin = sessions.c.deleted < now - BIN_DAYS * DAY
-        old_empty = sa.and_(sessions.c.used < now - EMPTY_DAYS * DAY, sessions.c.id.not_in(filled))
+        old_bin = sessions.c.deleted < now - limits.bin_days * DAY
+        old_empty = sa.and_(sessions.c.used < now - limits.empty_days * DAY, sessions.c.id.not_in(filled))
         with self._database.writing() as at:
             gone = list(at.execute(sa.select(sessions.c.id).where(sa.or_(old_bin, old_empty))).scalars())
             for table in (actions, edits, readings, shares):

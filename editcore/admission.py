@@ -1,0 +1,75 @@
+"""Which model a page may open: the embedded one, a hub id, or a folder within those allowed. Opens and loads nothing.
+
+Visitors never name a model. Whoever starts a page does, and may open any folder of his own machine; what reaches the
+page otherwise (the environment, a file) is held against the allow-list after every link in it has been followed. A
+refusal is the same whatever is on the disk, so that nobody can ask the disk by being refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from editcore import settings
+from editcore.assets import WORLD_NAME
+from editcore.errors import ModelError
+from editcore.home import home_dir
+from editcore.settings import Settings
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+
+
+def admitted(name: str, limits: Settings) -> str:
+    """The model as it is handed to the engine, a folder with its links followed.
+
+    Raises:
+        ModelError: it may not be opened here.
+    """
+    if name == WORLD_NAME:
+        return name
+    folder = _folder(name)
+    if folder is None:
+        if _HUB_ID.fullmatch(name) and ".." not in name and (not limits.models or name in limits.models):
+            return name
+    elif any(folder.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None):
+        return str(folder)
+    raise ModelError(
+        f"The model {name[:120]!r} may not be opened here.",
+        "The embedded model, a hub id or a folder within the allowed ones was wanted.",
+        "Whoever runs this page allows others with the settings models and model_roots.",
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of that name, its links followed; None when there is none."""
+    try:
+        found = Path(name).expanduser().resolve(strict=True)
+        return found if found.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def settle(flags: dict[str, Any]) -> Settings:
+    """The settings of a page about to be started, left in the environment for it and its worker.
+
+    Folders are written out in full, because the page works in another directory. The folder its owner names is
+    allowed, and no other, where no folders are configured.
+
+    Raises:
+        BadSetting: see `settings.read`.
+        ModelError: see `admitted`.
+    """
+    limits = settings.read(flags)
+    own = _folder(limits.model)
+    roots = [str(Path(root).expanduser().resolve()) for root in limits.model_roots]
+    if own and limits.model != WORLD_NAME:
+        flags = {**flags, "model": str(own), "model_roots": roots or [str(own)]}
+    elif roots:
+        flags = {**flags, "model_roots": roots}
+    limits = settings.read(flags)
+    admitted(limits.model, limits)
+    os.environ["EDITCORE_HOME"] = str(home_dir().absolute())
+    settings.export(flags)
+    return limits
