@@ -6,15 +6,20 @@ from pathlib import Path
 
 import streamlit as st
 
+from dashboard import door
+
 _VIEWS = Path(__file__).parent / "views"  # not "pages": a folder of that name would be served before this file is read
+SHARED = "Shared results"
 
 st.set_page_config(page_title="editcore", page_icon="✏️", layout="wide")
-st.navigation(
+page = st.navigation(
     [
         st.Page(_VIEWS / "edit.py", title="Edit", icon=":material/edit:", default=True),
         st.Page(_VIEWS / "compare.py", title="Compare", icon=":material/compare_arrows:"),
         st.Page(_VIEWS / "sessions.py", title="Your sessions", icon=":material/history:"),
-        st.Page(_VIEWS / "shared.py", title="Shared results", visibility="hidden"),
+        st.Page(_VIEWS / "shared.py", title=SHARED, visibility="hidden"),
     ],
     position="top",
-).run()
+)
+if door.opens(shared=page.title == SHARED):
+    page.run()

@@ -9,19 +9,24 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.errors import StreamlitSecretNotFoundError
 
 from dashboard import charts
-from editcore.assets import WORLD_NAME
+from dashboard.tries import Tries
+from editcore.admission import admitted
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EditcoreError, EngineError
 from editcore.home import home_dir
 from editcore.records import EditReport, MethodInfo
+from editcore.settings import chosen
 from editcore.store import Library, Store
 from editcore.store.library import LOCAL
 
@@ -35,7 +40,7 @@ def _close(engine: Engine) -> None:
 
 @st.cache_resource(max_entries=1, show_spinner=False, on_release=_close)
 def engine() -> Engine:
-    """The door to the model named by $EDITCORE_MODEL; EDITCORE_FAKE_ENGINE="module:function" puts another one there."""
+    """The door to the model this page is opened on; EDITCORE_FAKE_ENGINE="module:function" puts another one there."""
     fake = os.environ.get("EDITCORE_FAKE_ENGINE")
     if fake:
         module, _, function = fake.partition(":")
@@ -47,8 +52,13 @@ def engine() -> Engine:
 
 
 def model_name() -> str:
-    """The model this page is opened on, as it was asked for."""
-    return os.environ.get("EDITCORE_MODEL", WORLD_NAME)
+    """The model this page is opened on.
+
+    Raises:
+        ModelError: it may not be opened here.
+    """
+    limits = chosen()
+    return admitted(limits.model, limits)
 
 
 def health() -> Health:
@@ -108,15 +118,40 @@ def store_note() -> str:
 
 
 def owner(session: str) -> str:
-    """Whose list a session stands in: everybody's on this computer, else only that of whoever knows one of its ids."""
+    """Whose list a session stands in: everybody's on this computer, with a login the person's own; else only that of
+    whoever knows one of its ids."""
     if is_local():
         return LOCAL
+    if has_login() and (who := st.user.get("sub") or st.user.get("email")):
+        return "user-" + sha256(str(who).encode()).hexdigest()[:32]
     return library().owner(session) or session
 
 
 def is_local() -> bool:
-    """True when only this computer can open the page."""
+    """True when only this computer can open the page; one that asks who comes may well stand behind a proxy."""
+    if has_login() or chosen().password is not None:
+        return False
     return str(st.get_option("server.address") or "") in ("127.0.0.1", "localhost", "::1")
+
+
+def has_login() -> bool:
+    """True when the framework's own login is set up, in its secrets file.
+
+    Raises:
+        EngineError: there is such a file, and it cannot be read: nobody is let in by mistake.
+    """
+    try:
+        return "auth" in st.secrets
+    except StreamlitSecretNotFoundError as error:
+        if any(Path(file).exists() for file in st.get_option("secrets.files")):
+            raise EngineError("The page's secrets file cannot be read.", "", "Mend it and start again.") from error
+        return False
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def tries() -> Tries:
+    """The wrong passwords of everybody."""
+    return Tries()
 
 
 @st.cache_data(max_entries=2000, show_spinner=False)
@@ -160,4 +195,4 @@ def drafts() -> Drafts:
     return Drafts()
 
 
-CACHED = (engine, methods, beliefs, reports, figure, library, claim, drafts)  # everything this file keeps
+CACHED = (engine, methods, beliefs, reports, figure, library, claim, drafts, tries)  # everything this file keeps

@@ -58,6 +58,16 @@ def link() -> str:
     return str(st.query_params.get("link", ""))
 
 
+def is_in() -> bool:
+    """True when this visitor has given the password."""
+    return bool(st.session_state.get("_in"))
+
+
+def come_in() -> None:
+    """The password was right; it is not asked for again before the page is reloaded."""
+    st.session_state["_in"] = True
+
+
 def switch(page: str, session: str) -> NoReturn:
     """Go to another page and session."""
     st.switch_page(page, query_params={"session": session})
