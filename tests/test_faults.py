@@ -24,6 +24,7 @@ import ast
 import contextlib
 import os
 import re
+import signal
 import socket
 import sqlite3
 import threading
@@ -34,7 +35,7 @@ import fake_desk
 import pytest
 
 from editcore import handle, local
-from editcore.engine import InlineEngine, LocalEngine, new_session
+from editcore.engine import InlineEngine, LocalEngine, client, new_session
 from editcore.engine.watchdog import Sign, Watchdog
 from editcore.errors import EngineError, ModelError
 from editcore.records import EditRequest
@@ -197,6 +198,18 @@ def test_a_question_that_hangs_costs_the_worker_too(tmp_path):
             engine.ask("sleep", 0.3, seconds=600)
         until(lambda: engine._generation == 2)
         assert engine.ask("preflight")["name"] == "preflight"
+
+
+def test_a_job_of_a_worker_that_is_slow_to_answer_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "HEALTH_TIMEOUT", 0.2)
+    with watched(tmp_path, after=600) as engine:
+        job = submit(engine, new_session(), steps=400, pause=0.02)
+        until(lambda: engine.poll(job).sequence > 0)
+        os.kill(engine._process.pid, signal.SIGSTOP)
+        state = engine.poll(job)
+        os.kill(engine._process.pid, signal.SIGCONT)
+        assert (state.status, state.job) == ("running", job)
+        until(lambda: engine.poll(job).sequence > state.sequence)
 
 
 def test_a_training_between_two_checkpoints_is_left_alone(tmp_path):

@@ -36,7 +36,7 @@ from editcore.engine.queue import check_work, fail, unknown_job
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.engine.watchdog import Sign, Watchdog, lost
-from editcore.errors import EditcoreError, EngineError
+from editcore.errors import BadRequest, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
 from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
@@ -208,12 +208,12 @@ class LocalEngine:
         if not known.state.finished:
             try:
                 after, have = known.state.sequence, len(known.state.outcomes)
-                heard = from_plain(JobState, self._control("poll", job=job, after=after, have=have))
+                heard = from_plain(JobState, self._control("poll", HEALTH_TIMEOUT, job=job, after=after, have=have))
                 self._merge(known, heard, have)
             except EditcoreError as error:
                 self._settle(known)  # the worker may have been replaced since the last look
-                if not known.state.finished and not isinstance(error, _Gone):
-                    raise
+                if not known.state.finished and isinstance(error, BadRequest):
+                    raise  # it knows no such job; one that is only slow to answer has not forgotten it
         state = known.state
         return replace(state, events=recent(state.events, state.sequence, after))
 
