@@ -143,7 +143,7 @@ class Person:
         return False
 
     def _told(self) -> bool:
-        words = ("Nothing of it was kept", "Try again", "is not answering", "stopped before")
+        words = ("Nothing of it was kept", "Try again", "stopped before", "being restarted")
         return any(word in text for text in self.visitor.texts() for word in words)
 
     async def step(self, key: str, measured: str) -> None:
