@@ -82,7 +82,7 @@ def open_page(kind: JobKind) -> Frame:
             wait_for_engine()
         if trouble:
             st.error(message(trouble))
-        for told in state.notices(view.interrupted, resources.store_note()):
+        for told in state.notices(view.interrupted, resources.store_note(), state.ignored()):
             st.warning(message(told), icon=":material/info:")
         if frame.running and shown_as(frame.running.kind) != kind:
             wait_for_job(frame.running.job)

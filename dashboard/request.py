@@ -11,6 +11,7 @@ from dashboard.text import message, percent, plain
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
 from editcore.records import EditRequest, Probe, from_plain
+from editcore.settings import chosen
 
 _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
 
@@ -114,6 +115,10 @@ def propose(prompt: str, target: str) -> None:
 
 def checks(prompt: str, target: str) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
     """The two editable tables of what is read before and after."""
+    most = chosen().most_probes
+    if dropped := state.drop_pasted(most):
+        told = f"{dropped:,} rows were pasted, and at most {most:,} fit. None of them was taken."
+        st.warning(told, icon=":material/info:")
     start, keys = state.tables_shown(), state.table_keys()
     edited = state.rows_edited()
     label = results.checks_line(len(start[0]), len(start[1])) + (", edited" if edited else "")

@@ -175,7 +175,7 @@ class Drafts:
             self._kept.move_to_end(session)
             while len(self._kept) > _DRAFTS:
                 self._kept.popitem(last=False)
-        if old != draft and (draft.get("prompt") or old):
+        if old != draft and (draft.get("prompt") or old.get("prompt")):
             with suppress(EditcoreError):  # a disk that refuses must not stop anybody from typing
                 library().keep_draft(session, owner(session), draft)
 

@@ -31,6 +31,7 @@ _JOBS: dict[JobKind, str] = {
 }  # fmt: skip
 _FILL_HOLDS = 2.0  # seconds, in which nobody types the old texts again
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_READ, _NAMED = ("session", "link"), 5  # what pages read of the address; most names told of what they do not
 
 
 def open_session(page: str) -> str:
@@ -40,6 +41,7 @@ def open_session(page: str) -> str:
         page: its name. Widgets keep their values from page to page; the two tables of rows are put back here.
     """
     given = st.query_params.get("session", "")
+    _tidy_address(given)
     session = given if _ID.fullmatch(given) else st.session_state.get("_session") or secrets.token_urlsafe(16)
     if given != session:
         st.query_params["session"] = session
@@ -51,6 +53,25 @@ def open_session(page: str) -> str:
     st.session_state["_page"] = page
     _keep_filled()
     return str(session)
+
+
+def _tidy_address(session: str) -> None:
+    """Take out of the address what no page reads, and remember its names."""
+    repeated = [name for name in _READ if len(st.query_params.get_all(name)) > 1]
+    wrong = ["session"] if session and not _ID.fullmatch(session) else []
+    unknown = [name for name in st.query_params if name not in _READ]
+    for name in unknown:
+        del st.query_params[name]
+    names = list(dict.fromkeys([*unknown, *repeated, *wrong]))
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        told = ", ".join(name[:40] for name in names[:_NAMED])
+        st.session_state["_ignored"] = f"The page's address held what it does not understand: {told}{more}. Ignored."
+
+
+def ignored() -> str:
+    """What was wrong in the address, in a sentence; "" for nothing."""
+    return str(st.session_state.get("_ignored", ""))
 
 
 def link() -> str:
@@ -217,6 +238,17 @@ def rows_edited() -> bool:
     return bool(st.session_state.get("_yours")) or any(
         any(edit.get(part) for part in ("edited_rows", "added_rows", "deleted_rows")) for edit in edits
     )
+
+
+def drop_pasted(most: int) -> int:
+    """Take rows out again when more than `most` were added to a table at once: the table would be busy with them for
+    minutes. Returns how many went from the tables that are shown."""
+    added = sum(len((st.session_state.get(key) or {}).get("added_rows", ())) for key in table_keys())
+    if added > most:
+        st.session_state["_version"] = st.session_state.get("_version", 0) + 1
+        st.session_state["_dropped"] = (table_keys(), added)
+    keys, count = st.session_state.get("_dropped", ((), 0))
+    return int(count) if keys == table_keys() else 0
 
 
 def put_rows(paraphrases: list[Probe], probes: list[Probe], for_what: str) -> None:

@@ -133,7 +133,8 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
         return
     seconds = [row["seconds"] for row in told if not row["problem"]]
     known = f", about {duration(sum(seconds))}" if seconds and None not in seconds else ""
-    st.caption(f"Every method starts from {frame.standing(page.view)}, one after another{known}. Nothing is applied.")
+    start = plain(frame.standing(page.view))
+    st.caption(f"Every method starts from {start}, one after another{known}. Nothing is applied.")
     for row in told:
         if row["problem"] or row["prepare"]:
             icon = "block" if row["problem"] else "hourglass_top"

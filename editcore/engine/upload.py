@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import secrets
 import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from editcore.errors import BadRequest
+from editcore.errors import BadRequest, EngineError
 from editcore.settings import chosen
 
 MOST_FILES = 2_000
 SUFFIXES = (".json", ".safetensors", ".md")  # nothing else is unpacked; no format here can hold code
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def unpacked(data: bytes, name: str, home: Path) -> Path:
     """A fresh folder with the files of a zip archive; a single folder around them is taken off.
 
     Raises:
-        BadRequest: too large, no zip archive, or its entries lead out of it.
+        BadRequest: too large, no zip archive, or its entries lead out of it; nothing is left behind.
+        EngineError: the disk refused.
     """
     most = chosen().largest_archive
     if len(data) > most:
@@ -33,8 +36,14 @@ def unpacked(data: bytes, name: str, home: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # damage shows as whatever the unpacking library met first
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, BadRequest):
+            raise
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise EngineError(
+                f"{name!r} could not be unpacked ({error.strerror}).", "", "Free space and try again."
+            ) from error
         raise BadRequest(
             f"{name!r} is not a zip archive that can be read ({error}).",
             "A patch or an adapter as exported here was wanted: a zip file.",

@@ -8,6 +8,7 @@ after a day. How many days those are is a setting.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ JOB_DAYS = 7
 LOCAL = "this computer"  # the owner of sessions on a page that only this computer can open
 LONGEST_NAME = 120  # characters
 LONGEST_DRAFT = 500_000  # characters
+_LINK = re.compile(r"s[A-Za-z0-9_-]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class Library:
 
     def shared(self, link: str) -> Shared | None:
         """What a link shows; None for an unknown or withdrawn one, without a hint which."""
+        if not _LINK.fullmatch(link):
+            return None
         live = sa.select(shares).join(sessions, sessions.c.id == shares.c.session)
         with self._database.reading() as at:
             row = at.execute(live.where(shares.c.id == link, sessions.c.deleted.is_(None))).first()
