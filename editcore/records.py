@@ -8,6 +8,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 ProbeKind = Literal["edit", "paraphrase", "near", "far"]
@@ -255,6 +256,11 @@ class Checkup:
 T = TypeVar("T")
 
 
+@cache  # reading a record's annotations takes longer than making it
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def to_plain(value: Any) -> Any:
     """A record as dicts, lists and scalars (JSON-ready but for NaN)."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -266,7 +272,7 @@ def from_plain(kind: type[T], data: Mapping[str, Any]) -> T:
     Raises:
         ValueError: a field is unknown or missing.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     unknown = set(data) - set(known)
     missing = {n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING}
