@@ -384,6 +384,31 @@ def test_only_what_the_rule_names_is_pruned(store):
     assert library.prune(now + 400 * DAY) == (0, 0)
 
 
+def test_an_edit_that_neither_undo_nor_redo_leads_to_goes_after_a_month(store):
+    library, now, session = Library(store), time.time(), new_session()
+    _, undone, abandoned = add(store, session, "Rome", "Oslo", "Lima")
+    store.undo(session)
+    (on_top,) = add(store, session, "Cusco")  # nothing leads to Lima any more
+    store.undo(session)  # redo leads to Cusco
+    store.move(session, Move("toggle", undone, 0))
+    add(store, session, "Paris")
+    store.move(session, Move("reset"))
+    library.prune(now + 29 * DAY)
+    assert store.edit(session, abandoned).number == 3 and store.edit(session, on_top).number == 4
+    assert library.prune(now + 31 * DAY) == (0, 2)
+    for gone in (abandoned, on_top):
+        with pytest.raises(BadRequest):
+            store.edit(session, gone)
+    assert [row[:2] for row in shown(store, session)] == []
+    assert [(r.number, r.target, r.on) for r in store.undo(session).rows] == [
+        (1, "Rome", True), (2, "Oslo", False), (5, "Paris", True)
+    ]  # fmt: skip
+    store.undo(session)
+    assert [row.target for row in store.undo(session).rows] == ["Rome", "Oslo"]
+    assert [row.number for row in store.redo(session).rows] == [1, 2]
+    assert library.prune(now + 400 * DAY) == (0, 0)
+
+
 def test_an_interrupted_job_is_told_once(store):
     session = new_session()
     store.begin_job(session, "j1", "edit", ["rome"])

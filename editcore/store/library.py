@@ -1,8 +1,9 @@
 """The shelf of sessions: listed, named, copied, thrown away and taken back; drafts and share links. Knows no model.
 
 What is kept, and for how long: a session with edits stays until it is deleted; a deleted one can be taken back for
-`bin_days`; one without an edit goes `empty_days` after its last use; a patch or scratch folder nobody refers to goes
-after a day. How many days those are is a setting.
+`bin_days`; one without an edit goes `empty_days` after its last use; an edit that was undone, and that redo cannot
+bring back because something else was done since, goes `bin_days` after it was made; a patch or scratch folder nobody
+refers to goes after a day. How many days those are is a setting.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ JOB_DAYS = 7
 LOCAL = "this computer"  # the owner of sessions on a page that only this computer can open
 LONGEST_NAME = 120  # characters
 LONGEST_DRAFT = 500_000  # characters
+NAMED = 3  # corrected answers that stand for a name
+_HEAD = ("id", "name", "model", "used", "deleted")  # of a session, for its line in the list
 _LINK = re.compile(r"s[A-Za-z0-9_-]{24}")
 
 
@@ -66,26 +69,21 @@ class Library:
 
     def sessions(self, owner: str, deleted: bool = False, most: int = 200) -> tuple[Listed, ...]:
         """An owner's sessions that hold an edit or a name, latest use first."""
-        count = sa.select(sa.func.count()).where(edits.c.session == sessions.c.id).scalar_subquery()
+        filled = sa.exists().where(edits.c.session == sessions.c.id)
         binned = sessions.c.deleted.is_not(None) if deleted else sessions.c.deleted.is_(None)
+        here = sa.and_(actions.c.session == sessions.c.id, actions.c.number == sessions.c.cursor)
         wanted = (
-            sa.select(sessions)
-            .where(sessions.c.owner == owner, binned, sa.or_(count > 0, sessions.c.name != ""))
+            sa.select(*(sessions.c[name] for name in _HEAD), actions.c.stack)
+            .outerjoin(actions, here)
+            .where(sessions.c.owner == owner, binned, sa.or_(filled, sessions.c.name != ""))
             .order_by(sessions.c.used.desc())
             .limit(most)
         )
         with self._database.reading() as at:
-            return tuple(self._listed(at, row) for row in at.execute(wanted))
-
-    def _listed(self, at: sa.Connection, row: Any) -> Listed:
-        stack = at.execute(
-            sa.select(actions.c.stack).where(actions.c.session == row.id, actions.c.number == row.cursor)
-        ).scalar()
-        places = [place[0] for place in json.loads(stack)] if stack else []
-        told = sa.select(edits.c.id, edits.c.summary).where(edits.c.id.in_(places[:3]))
-        answers = {edit: json.loads(summary)["target"] for edit, summary in at.execute(told)}
-        name = row.name or ", ".join(answers[e] for e in places[:3] if e in answers) or "No edit in place"
-        return Listed(row.id, name, row.model, len(places), row.used, row.deleted)
+            rows = at.execute(wanted).all()
+            stacks = [[place[0] for place in json.loads(row.stack or "[]")] for row in rows]
+            answers = _answers(at, [edit for stack in stacks for edit in stack[:NAMED]])
+        return tuple(_listed(row, stack, answers) for row, stack in zip(rows, stacks, strict=True))
 
     def owner(self, session: str) -> str:
         """Whose list the session stands in; "" for an unknown one."""
@@ -207,6 +205,27 @@ class Library:
             for table in (actions, edits, readings, shares):
                 at.execute(table.delete().where(table.c.session.in_(gone)))
             at.execute(sessions.delete().where(sessions.c.id.in_(gone)))
+            for edit in _abandoned(at, now - limits.bin_days * DAY):
+                at.execute(edits.delete().where(edits.c.id == edit))
             at.execute(jobs.delete().where(jobs.c.at < now - JOB_DAYS * DAY))
             wanted = set(at.execute(sa.select(edits.c.blob)).scalars())
         return len(gone), self._store.blobs.sweep(wanted, now)
+
+
+def _listed(row: Any, stack: Sequence[str], answers: Mapping[str, str]) -> Listed:
+    name = row.name or ", ".join(answers[edit] for edit in stack[:NAMED]) or "No edit in place"
+    return Listed(row.id, name, row.model, len(stack), row.used, row.deleted)
+
+
+def _answers(at: sa.Connection, wanted: Sequence[str]) -> dict[str, str]:
+    """The corrected answer of each of these edits."""
+    told = sa.select(edits.c.id, edits.c.summary).where(edits.c.id.in_(wanted))
+    return {edit: json.loads(summary)["target"] for edit, summary in at.execute(told)}
+
+
+def _abandoned(at: sa.Connection, before: float) -> list[str]:
+    """Edits made before then that no action of their session names any more, so that neither undo nor redo can."""
+    old = edits.c.at < before
+    stacks = sa.select(actions.c.stack).where(actions.c.session.in_(sa.select(edits.c.session).where(old)))
+    named = {place[0] for stack in at.execute(stacks).scalars() for place in json.loads(stack)}
+    return [edit for edit in at.execute(sa.select(edits.c.id).where(old)).scalars() if edit not in named]
