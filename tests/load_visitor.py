@@ -218,8 +218,13 @@ class Visitor:
                 task.cancel()
 
     async def _go_on_polling(self, fragment: str, interval: float) -> None:
-        while not self.dropped:
+        def wanted() -> bool:  # a cancellation that comes with a message may be swallowed
+            return not self.dropped and self._polls.get(fragment) is asyncio.current_task()
+
+        while wanted():
             await asyncio.sleep(interval)
+            if not wanted():
+                return
             runs, full, began = self._fragment_runs, self._full, time.monotonic()
             await self._send({}, fragment)
             await self.until(lambda runs=runs, full=full: (self._fragment_runs, self._full) != (runs, full))  # type: ignore[misc]
