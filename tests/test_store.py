@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
@@ -17,10 +20,12 @@ from editcore import history
 from editcore.errors import BadRequest, EngineError
 from editcore.history import Move, Place
 from editcore.home import new_session
-from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds
+from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds, to_plain
 from editcore.store import Library, Made, Store, blobs, database
 from editcore.store.library import DAY, LOCAL
-from editcore.store.tables import metadata
+from editcore.store.tables import edits, metadata
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -98,6 +103,16 @@ def test_an_edit_is_kept_with_its_report_and_patch(store):
     assert found.reports[0].request.target == "Rome" and (found.folder / "patch.json").exists()
     assert store.standing(session) == [(found.folder, 1.0)] and store.committed(edit)
     assert str(found.folder) not in json.dumps(store.database._url)
+
+
+def test_reports_are_kept_short_and_plain_ones_are_read_too(store):
+    session = new_session()
+    (edit,) = add(store, session, "Rome")
+    told, plain = store.edit(session, edit).reports, json.dumps([to_plain(report())])
+    with store.database.writing() as at:
+        assert len(at.execute(sa.select(edits.c.reports)).scalar_one()) < 0.7 * len(plain)
+        at.execute(edits.update().values(reports=plain))
+    assert store.edit(session, edit).reports == told
 
 
 def test_undo_and_redo_walk_the_log_and_say_what_they_do(store):
@@ -293,7 +308,7 @@ def test_a_store_is_opened_again_without_a_change(store, tmp_path):
     again.close()
 
 
-def _add_many(home, session, name):
+def add_many(home, session, name):
     store = Store(home)
     for i in range(5):
         add_one(store, session, f"{name}{i}")
@@ -308,13 +323,10 @@ def add_one(store, session, name):
 def test_two_processes_writing_at_once_lose_nothing(tmp_path):
     session = new_session()
     Store(tmp_path).close()
-    spawn = multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=_add_many, args=(tmp_path, session, name)) for name in "ab"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-        assert writer.exitcode == 0
+    load = "import sys; from pathlib import Path; from tests.test_store import add_many;"
+    code = f"{load} add_many(Path(sys.argv[1]), *sys.argv[2:])"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), session, n], cwd=ROOT) for n in "ab"]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
     store = Store(tmp_path)
     rows = store.history(session).rows
     assert sorted(row.target for row in rows) == sorted(f"{n}{i}" for n in "ab" for i in range(5))

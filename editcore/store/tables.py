@@ -30,7 +30,7 @@ edits = Table(
     Column("number", Integer, nullable=False),
     Column("blob", String(64), nullable=False, index=True),  # address of its patch
     Column("standing", Text, nullable=False),  # what was in place when it was computed: [[edit, strength] ...]
-    Column("reports", Text, nullable=False),  # one a request
+    Column("reports", Text, nullable=False),  # one a request; packed, see `store`
     Column("summary", Text, nullable=False),  # what a history row shows of them
     Column("note", Text, nullable=False, default=""),
     Column("at", Float, nullable=False),
