@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
@@ -19,10 +20,10 @@ from editcore import history
 from editcore.errors import BadRequest, EngineError
 from editcore.history import Move, Place
 from editcore.home import new_session
-from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds
+from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds, to_plain
 from editcore.store import Library, Made, Store, blobs, database
 from editcore.store.library import DAY, LOCAL
-from editcore.store.tables import metadata
+from editcore.store.tables import edits, metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +103,16 @@ def test_an_edit_is_kept_with_its_report_and_patch(store):
     assert found.reports[0].request.target == "Rome" and (found.folder / "patch.json").exists()
     assert store.standing(session) == [(found.folder, 1.0)] and store.committed(edit)
     assert str(found.folder) not in json.dumps(store.database._url)
+
+
+def test_reports_are_kept_short_and_plain_ones_are_read_too(store):
+    session = new_session()
+    (edit,) = add(store, session, "Rome")
+    told, plain = store.edit(session, edit).reports, json.dumps([to_plain(report())])
+    with store.database.writing() as at:
+        assert len(at.execute(sa.select(edits.c.reports)).scalar_one()) < 0.7 * len(plain)
+        at.execute(edits.update().values(reports=plain))
+    assert store.edit(session, edit).reports == told
 
 
 def test_undo_and_redo_walk_the_log_and_say_what_they_do(store):
