@@ -118,7 +118,11 @@ def opened(home: Path) -> None:
 
 
 def bench(handle: Handle, home: Path, sessions: int = 500, each: int = 20) -> dict[str, Any]:
-    """All figures: seconds, bytes and milliseconds by what they are of."""
+    """All figures: seconds, bytes and milliseconds by what they are of.
+
+    Args:
+        sessions: at least `TURNS` + 2, since each is read from the disk once.
+    """
     patch, report = run_edit(handle, suggested(handle, PROMPT, TARGET), "rome")
     empty = 1000 * seconds(lambda: opened(home))
     store = Store(home)
