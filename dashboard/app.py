@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import door
+from dashboard import door, resources
 
 _VIEWS = Path(__file__).parent / "views"  # not "pages": a folder of that name would be served before this file is read
 SHARED = "Shared results"
@@ -21,5 +21,6 @@ page = st.navigation(
     ],
     position="top",
 )
-if door.opens(shared=page.title == SHARED):
-    page.run()
+with resources.turns().taken():
+    if door.opens(shared=page.title == SHARED):
+        page.run()

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import resources, state
+from dashboard import answers, frame, resources, state
 from dashboard.text import message, percent, plain, shorten, token
 from editcore.engine.contract import Health, SessionState
 from editcore.errors import EditcoreError
@@ -25,9 +25,16 @@ def box(view: SessionState, health: Health, busy: bool) -> None:
     ).strip()  # fmt: skip
     if not prompt:
         return
-    told = _answers(view, prompt) if health.state == "ready" and not busy else state.remembered("asked", prompt)
+    answers.begin_part()
+    try:
+        told = _answers(view, prompt, health.state == "ready" and not busy)
+    except EditcoreError as error:
+        st.warning(message(str(error)), icon=":material/block:")
+        return
     if told is None:
-        st.caption("The engine is at work; the answer follows." if busy else "The engine is not ready yet.")
+        ready = health.state == "ready"
+        st.caption("The engine is at work; the answer follows." if ready else "The engine is not ready yet.")
+        frame.await_answers("asked")
         return
     sides = [("○ Base model", told["base"]), ("● Edited model", told["edited"])]
     for column, (name, answer) in zip(st.columns(2), sides, strict=True):
@@ -43,13 +50,12 @@ def box(view: SessionState, health: Health, busy: bool) -> None:
             )  # fmt: skip
 
 
-def _answers(view: SessionState, prompt: str) -> dict[str, Any] | None:
-    standing = [(row.edit, row.strength) for row in view.rows if row.on]
-    try:
-        found: dict[str, Any] = state.once(
-            "asked", [prompt, standing], lambda: resources.engine().probe(view.session, [prompt])[0]
-        )
-    except EditcoreError as error:
-        st.warning(message(str(error)), icon=":material/block:")
-        return None
+def _answers(view: SessionState, prompt: str, can_ask: bool) -> dict[str, Any] | None:
+    """What both models answer; None while that is not known."""
+    asked = [prompt, [(row.edit, row.strength) for row in view.rows if row.on]]
+    if not can_ask:
+        known: dict[str, Any] | None = answers.remembered("asked", asked)
+        return known
+    probe = resources.engine().probe
+    found: dict[str, Any] | None = answers.asked("asked", asked, lambda: probe(view.session, [prompt])[0])
     return found

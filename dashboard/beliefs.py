@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import resources, state, tables
+from dashboard import answers, frame, resources, state, tables
 from dashboard.text import message
 from editcore.errors import EditcoreError
 from editcore.records import ModelInfo
@@ -30,6 +30,7 @@ def browser(model: ModelInfo | None, busy: bool) -> None:
         "Search", key=state.SEARCH, type="search", live="300ms", placeholder="e.g. Germany, Picasso, currency",
         label_visibility="collapsed",
     )  # fmt: skip
+    answers.begin_part()
     found = search(query or "", world, _SHOWN)
     if not found:
         st.caption("Nothing found. Try a country, a city, a person, a company, a book, a film or an element.")
@@ -48,6 +49,7 @@ def browser(model: ModelInfo | None, busy: bool) -> None:
         },
     )  # fmt: skip
     state.offer(key, [(question(f, world), "") for f in found])
+    frame.await_answers("believe")
 
 
 def pick() -> None:
@@ -60,10 +62,14 @@ def _probabilities(found: tuple[Fact, ...], model: ModelInfo | None, busy: bool)
     if model is None or busy:
         return [None] * len(found)
     world = load_world()
-    prompts, answers = tuple(question(f, world) for f in found), tuple((f.object,) for f in found)
+    prompts, objects = [question(f, world) for f in found], [[f.object] for f in found]
+    ask = resources.engine().ask
     try:
-        asked: list[dict[str, Any]] = resources.beliefs(model.fingerprint, prompts, answers)
+        told: list[dict[str, Any]] | None = answers.asked(
+            "believe", [model.fingerprint, prompts, objects],
+            lambda: ask("believe", resources.PATIENCE, prompts=prompts, answers=objects), lasting=True,
+        )  # fmt: skip
     except EditcoreError as error:
         st.caption(f"The probabilities could not be read: {message(str(error))}")
         return [None] * len(found)
-    return [row["candidates"][0] for row in asked]
+    return [row["candidates"][0] for row in told] if told else [None] * len(found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import resources, state
+from dashboard import answers, resources, state
 from dashboard.text import duration, message, plain, shorten
 from editcore.engine.contract import Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
@@ -14,6 +14,7 @@ from editcore.history import Move
 from editcore.records import ModelInfo
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
+CHECKING = "Checking what this will do."
 REDRAWN = 0.25  # seconds between two drawings in one look: each one costs the browser time that the model could use
 KINDS: tuple[JobKind, ...] = ("edit", "comparison", "preparation", "export")
 _AS: dict[JobKind, JobKind] = {"recomputation": "edit", "adoption": "edit"}  # end as edits, and are shown like one
@@ -70,6 +71,7 @@ def open_page(kind: JobKind) -> Frame:
     Args:
         kind: of the jobs this page shows by itself; others are announced on top.
     """
+    answers.begin_run()
     session = state.open_session(kind)
     health = resources.health()
     view, trouble = look(session, health)
@@ -126,7 +128,7 @@ def known(kind: JobKind) -> JobState | None:
         if kind == "edit":
             state.forget_shown()
         if kind == "preparation":
-            state.forget_answers()
+            answers.forget()
     return job
 
 
@@ -217,6 +219,22 @@ def wait_for_training() -> None:
     if resources.health().busy != "preparation":
         st.rerun()
     st.caption(f":material/hourglass_top: {_RUNNING['preparation']} Edits can be made when it is done.")
+
+
+def await_answers(*names: str) -> None:
+    """Draws the page again once an answer is there that this run went without. To be called after all was asked.
+
+    Args:
+        names: of the answers a part of the page has asked for, which may be drawn alone; none: any.
+    """
+    if answers.awaited(*names):
+        _wait_for_answers()
+
+
+@st.fragment(run_every=0.3)
+def _wait_for_answers() -> None:
+    if answers.have_come():
+        st.rerun()
 
 
 def prepared(job: JobState) -> None:

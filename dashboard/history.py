@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, resources, results, state
+from dashboard import answers, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import counted, message, percent, plain, shorten
 from editcore.course import course_rows, diagnose
@@ -47,7 +47,8 @@ def _health(page: Frame) -> None:
         course = sessions.course(session)
         latest = next(r.number for r in reversed(page.view.rows) if r.on and r.strength > 0)
         if page.can_ask and (not course or course[-1][0] != latest):
-            state.once("check_up", standing, lambda: resources.engine().ask("check_up", session=session))
+            ask = resources.engine().ask
+            answers.asked("check_up", standing, lambda: ask("check_up", resources.PATIENCE, session=session))
             course = sessions.course(session)
     except EditcoreError:
         return  # a chart that is not there must not stand in anybody's way
@@ -66,7 +67,7 @@ def _course(checkups: list[Checkup], numbers: list[int], since: int | None) -> N
     st.caption(f"{held} of {counted(len(checkups[-1].held), 'edit')} hold now.")
     for gone in (h for h in checkups[-1].held if not h.held):
         st.caption(f":material/close: {plain(shorten(gone.prompt, 50))} no longer gives “{plain(gone.target)}”.")
-    st.plotly_chart(charts.health_lines(frame, since), key="health", config=results.CHART,
+    st.plotly_chart(resources.figure("health_lines", frame, since), key="health", config=results.CHART,
                     alt="Edits that hold, unrelated answers that stayed, and perplexity, after each edit")  # fmt: skip
     results.downloads(frame, "health")
 
@@ -228,13 +229,15 @@ def _read(page: Frame, row: Row, which: str, number: int) -> tuple[EditReport | 
     """What the engine reads for this view, or why it cannot now."""
     standing = [[r.edit, r.on, r.strength] for r in page.view.rows]
     asked = [row.edit, number, which, standing]
-    told: EditReport | None = state.remembered("view", asked)
+    told: EditReport | None = answers.remembered("view", asked)
     if told is not None:
         return told, ""
     if not page.can_ask:
         return None, ":material/hourglass_top: The engine is at work; this is how it was when it was made."
+    view = resources.engine().view
     try:
-        return state.once("view", asked, lambda: resources.engine().view(page.session, row.edit, which, number)), ""
+        told = answers.asked("view", asked, lambda: view(page.session, row.edit, which, number))
+        return told, "" if told else ":material/hourglass_top: Being read again; this is how it was when it was made."
     except EditcoreError as error:
         return None, f":material/block: {message(str(error))}"
 

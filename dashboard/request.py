@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import resources, results, state, tables
+from dashboard import answers, resources, results, state, tables
 from dashboard.examples import EXAMPLES
 from dashboard.frame import Frame
 from dashboard.text import message, percent, plain
@@ -85,10 +85,13 @@ def error_beside(place: str) -> None:
 def old_answer(prompt: str, page: Frame) -> None:
     """What the base model answers now; read, not typed."""
     model, can_ask = page.health.model, page.can_ask
-    told = state.remembered("old", prompt)
-    if told is None and can_ask and model and sound(prompt, "any"):
+    asked = [model.fingerprint if model else "", prompt]
+    told = answers.remembered("old", asked)
+    if told is None and can_ask and sound(prompt, "any"):
+        ask = resources.engine().ask
         try:
-            told = state.once("old", prompt, lambda: resources.beliefs(model.fingerprint, (prompt,), ((),))[0])
+            told = answers.asked("old", asked, lambda: ask(
+                "believe", resources.PATIENCE, prompts=[prompt], answers=[[]])[0], lasting=True)  # fmt: skip
         except EditcoreError:
             return  # the line before Apply says what is wrong with this prompt
     if not prompt or told is None:
@@ -101,11 +104,14 @@ def propose(prompt: str, target: str) -> None:
     """Subject, paraphrases and probes for this prompt; rows a person changed are kept."""
     corrected = state.corrected_subject()
     wanted = state.digest([prompt, target, corrected])
+    ask = resources.engine().ask
     try:
-        found = state.once("suggest", wanted, lambda: resources.engine().ask(
+        found = answers.asked("suggest", wanted, lambda: ask(
             "suggest", resources.PATIENCE, prompt=prompt, target=target, subject=corrected))  # fmt: skip
     except EditcoreError:
         return  # the line before Apply says what is wrong with this prompt
+    if found is None:
+        return
     if corrected is None and state.proposed_for() != wanted:
         state.propose_subject(found["subject"], wanted)
     if state.basis() != wanted and not state.rows_edited():

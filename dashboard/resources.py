@@ -6,6 +6,7 @@ The only file with cached things. Holds no model: the engine works in a process 
 from __future__ import annotations
 
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,9 @@ import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
 from dashboard import charts
+from dashboard.questions import Questions
 from dashboard.tries import Tries
+from dashboard.turns import Turns
 from editcore.admission import admitted
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EditcoreError, EngineError
@@ -30,17 +33,19 @@ from editcore.settings import chosen
 from editcore.store import Library, Store
 from editcore.store.library import LOCAL
 
+_TURN = 0.0005  # seconds a thread keeps the interpreter: a page lets go of it with every element it sends
 _DRAFTS = 200  # sessions whose half-filled form is kept
-PATIENCE = 8.0  # seconds the page waits for a short question
+PATIENCE = 60.0  # seconds until a question to the model has failed; nobody's page waits for it
 
 
-def _close(engine: Engine) -> None:
-    engine.close()
+def _close(it: Engine | Questions) -> None:
+    it.close()
 
 
 @st.cache_resource(max_entries=1, show_spinner=False, on_release=_close)
 def engine() -> Engine:
     """The door to the model this page is opened on; EDITCORE_FAKE_ENGINE="module:function" puts another one there."""
+    sys.setswitchinterval(_TURN)
     fake = os.environ.get("EDITCORE_FAKE_ENGINE")
     if fake:
         module, _, function = fake.partition(":")
@@ -70,26 +75,24 @@ def health() -> Health:
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
+def turns() -> Turns:
+    """Who draws a page of this server now."""
+    return Turns()
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
 def methods() -> tuple[MethodInfo, ...]:
     """The menu of methods."""
     return engine().methods()
 
 
-@st.cache_data(max_entries=2000, show_spinner=False)
-def beliefs(fingerprint: str, prompts: tuple[str, ...], answers: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
-    """The base model's own answers; they never change, so each is asked once.
-
-    Args:
-        fingerprint: of the model that is asked; part of the key.
-        prompts, answers: as in the engine's "believe".
-    """
-    asked: list[dict[str, Any]] = engine().ask(
-        "believe", PATIENCE, prompts=list(prompts), answers=[list(group) for group in answers]
-    )
-    return asked
+@st.cache_resource(max_entries=1, show_spinner=False, on_release=_close)
+def questions() -> Questions:
+    """What is being asked of the model for the pages of this server."""
+    return Questions()
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
+@st.cache_resource(max_entries=500, show_spinner=False)
 def reports(session: str, edit: str) -> tuple[EditReport, ...]:
     """What an edit did when it was made; that never changes, so it is read once."""
     return engine().sessions.reports(session, edit)
@@ -195,4 +198,5 @@ def drafts() -> Drafts:
     return Drafts()
 
 
-CACHED = (engine, methods, beliefs, reports, figure, library, claim, drafts, tries)  # everything this file keeps
+# everything this file keeps
+CACHED = (engine, methods, questions, turns, reports, figure, library, claim, drafts, tries)

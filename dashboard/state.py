@@ -10,7 +10,6 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -343,7 +342,7 @@ def remember_error(kind: str, message: str) -> None:
 def error() -> tuple[str, str]:
     """(kind, message) of the last refused click while the form still says the same; else two empty texts."""
     kind, message, seen = st.session_state.get("_error", ("", "", ""))
-    return (kind, message) if seen == form_print() else ("", "")
+    return (kind, message) if message and seen == form_print() else ("", "")
 
 
 def forget_error() -> None:
@@ -357,32 +356,15 @@ def form_print() -> str:
     return digest([[text(name) for name in _FORM], value(METHODS), settings])
 
 
-def remembered(name: str, content: Any) -> Any:
-    """What `once` found for this content, without asking; None when it was not asked."""
-    known_ = st.session_state.get(f"_once:{name}")
-    return known_[1] if known_ and known_[0] == digest(content) else None
-
-
 def digest(content: Any) -> str:
     """A short print of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def once(name: str, content: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, unless the same was asked under `name` the last time; an error is not remembered."""
-    print_ = digest(content)
-    known = st.session_state.get(f"_once:{name}")
-    if known and known[0] == print_:
-        return known[1]
-    made = make()
-    st.session_state[f"_once:{name}"] = (print_, made)
-    return made
-
-
-def forget_answers() -> None:
-    """What `once` found may have changed: ask again."""
-    for name in [n for n in st.session_state if isinstance(n, str) and n.startswith("_once:")]:
-        del st.session_state[name]
+def kept() -> dict[str, Any]:
+    """What `answers` keeps for this visitor."""
+    found: dict[str, Any] = st.session_state.setdefault("_answers", {})
+    return found
 
 
 # The browser of beliefs: what its rows would fill in, and the click on one.

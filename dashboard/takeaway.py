@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from dashboard import forms, resources, state
+from dashboard import answers, forms, resources, state
 from dashboard.frame import Frame, cancel, poll, progress_line
 from dashboard.report import report_csv, report_html, report_json
 from dashboard.text import counted, message, plain
@@ -172,7 +172,7 @@ def _bring(page: Frame) -> None:
     found, trouble = None, ""
     if not _is_zip(file):
         try:
-            found = state.once(
+            found = answers.once(
                 "list", file.file_id, lambda: read_requests(file.getvalue(), file.name, most=chosen().most_listed)
             )
         except EditcoreError as error:

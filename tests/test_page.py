@@ -24,24 +24,10 @@ HOSTILE = "Who is ![t](http://e.org/a.png) <script>x</script> :red[y] $x$ **b** 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setenv("EDITCORE_FAKE_ENGINE", "tests.fake_engine:current")
-    for cached in (
-        resources.engine,
-        resources.methods,
-        resources.beliefs,
-        resources.drafts,
-        resources.reports,
-        resources.library,
-    ):
+    for cached in resources.CACHED:
         cached.clear()
     yield
-    for cached in (
-        resources.engine,
-        resources.methods,
-        resources.beliefs,
-        resources.drafts,
-        resources.reports,
-        resources.library,
-    ):
+    for cached in resources.CACHED:
         cached.clear()
 
 

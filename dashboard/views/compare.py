@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from dashboard import charts, compared, forms, frame, history, request, resources, results, state, takeaway
+from dashboard import answers, charts, compared, forms, frame, history, request, resources, results, state, takeaway
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
@@ -35,6 +35,7 @@ def main() -> None:
     outcome(page)
     history.column(page)
     takeaway.corner(page)
+    frame.await_answers()
 
 
 # What is compared.
@@ -92,11 +93,11 @@ def choice(methods: Sequence[MethodInfo], page: Frame) -> list[tuple[str, dict[s
 
 def usable(names: Sequence[str], page: Frame) -> list[str]:
     """The methods that can run on this model; all, while the engine cannot be asked."""
-    told = state.remembered("usable", names)
+    told = answers.remembered("usable", names)
     if told is None and page.can_ask:
+        ask, asked = resources.engine().ask, {"request": to_plain(_SAMPLE), "methods": [[name, {}] for name in names]}
         with contextlib.suppress(EditcoreError):
-            asked = {"request": to_plain(_SAMPLE), "methods": [[name, {}] for name in names]}
-            told = state.once("usable", names, lambda: resources.engine().ask("outlook", resources.PATIENCE, **asked))
+            told = answers.asked("usable", names, lambda: ask("outlook", resources.PATIENCE, **asked))
     return [n for n in names if n not in {row["method"] for row in told or () if row["problem"]}]
 
 
@@ -121,15 +122,20 @@ def refused(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]]) ->
 def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], page: Frame) -> None:
     """How long it takes, what has to be prepared first, and which method cannot run."""
     asked = [to_plain(wanted), plans, page.comparison.job if page.comparison else ""]
-    told = state.remembered("outlook", asked)
+    told = answers.remembered("outlook", asked)
     if told is None and not page.can_ask:
         st.caption(frame.busy(page.running))
         return
+    ask, methods = resources.engine().ask, [list(plan) for plan in plans]
     try:
-        told = told or state.once("outlook", asked, lambda: resources.engine().ask(
-            "outlook", resources.PATIENCE, request=asked[0], methods=[list(plan) for plan in plans]))  # fmt: skip
+        told = told or answers.asked(
+            "outlook", asked, lambda: ask("outlook", resources.PATIENCE, request=asked[0], methods=methods)
+        )
     except EditcoreError as error:
         st.caption(f":material/info: {message(str(error))}")
+        return
+    if told is None:
+        st.caption(f":material/hourglass_top: {frame.CHECKING}")
         return
     seconds = [row["seconds"] for row in told if not row["problem"]]
     known = f", about {duration(sum(seconds))}" if seconds and None not in seconds else ""
@@ -210,7 +216,8 @@ def live(job_id: str) -> None:
             bar.progress(progress_share(job))
         if now >= until:
             return
-        time.sleep(0.05)
+        with resources.turns().lent():
+            time.sleep(0.05)
         job = frame.poll(job_id)
     if job and not job.finished:
         with contextlib.suppress(StreamlitAPIException):  # the whole page is being drawn, not this part alone

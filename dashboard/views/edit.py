@@ -9,7 +9,20 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import ask, beliefs, forms, frame, history, prepare, request, resources, results, state, takeaway
+from dashboard import (
+    answers,
+    ask,
+    beliefs,
+    forms,
+    frame,
+    history,
+    prepare,
+    request,
+    resources,
+    results,
+    state,
+    takeaway,
+)
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
@@ -17,7 +30,7 @@ from editcore.errors import EditcoreError
 from editcore.gate import check_request
 from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
 
-POLL = 0.3  # seconds between two looks at a running job
+POLL, QUEUED = 0.3, 1.5  # seconds between two looks at a running job, and at one with others before it
 _FIRST_LOOK = 0.9  # seconds the first look stays, so that a quick edit needs no second one
 
 
@@ -32,6 +45,7 @@ def main() -> None:
         pane(now)
     history.column(now)
     takeaway.corner(now)
+    frame.await_answers()
     if now is not page:  # Apply was clicked, and what stands before it was drawn too early to know
         st.rerun()
     if not page.view.rows:
@@ -71,12 +85,17 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
         try:
             check_request(wanted, method.name, settings)
             asked = [to_plain(wanted), method.name, settings]
-            told = state.remembered("preflight", asked)
+            told = answers.remembered("preflight", asked)
             if told is None and not page.can_ask:
                 st.caption(frame.busy(page.running))
                 return ""
-            plan = from_plain(Preflight, told or state.once("preflight", asked, lambda: resources.engine().ask(
-                "preflight", resources.PATIENCE, request=asked[0], method=method.name, settings=settings)))  # fmt: skip
+            ask, given = resources.engine().ask, {"request": asked[0], "method": method.name, "settings": settings}
+            if told is None and not answers.awaited("suggest"):  # which completes the request
+                told = answers.asked("preflight", asked, lambda: ask("preflight", resources.PATIENCE, **given))
+            if told is None:
+                st.caption(f":material/hourglass_top: {frame.CHECKING}")
+                return frame.CHECKING
+            plan = from_plain(Preflight, told)
         except EditcoreError as error:
             st.warning(message(str(error)), icon=":material/block:")
             return str(error)
@@ -129,7 +148,8 @@ def apply(page: Frame, wanted: EditRequest, method: MethodInfo, settings: dict[s
     key = state.digest([to_plain(wanted), method.name, settings, state.attempt()])
     state.forget_error()
     try:
-        job = resources.engine().submit(page.session, [wanted], method.name, settings, key)
+        with resources.turns().lent():  # while the engine is restarted this takes long
+            job = resources.engine().submit(page.session, [wanted], method.name, settings, key)
     except EditcoreError as error:
         state.remember_error(type(error).__name__, str(error))
         st.rerun()
@@ -163,7 +183,8 @@ def outcome(page: Frame) -> None:
     """The running edit, or how the last edit ended, then the edit in force."""
     view, job = page.view, page.edit
     if job and not job.finished:
-        progress(job.job)
+        far = job.status == "queued" and job.position > 1
+        st.fragment(progress, run_every=QUEUED if far else POLL)(job.job, far)
         return
     if job and job.status in ("failed", "lost"):
         words = "The engine was lost during the edit." if job.status == "lost" else "The edit stopped."
@@ -177,9 +198,12 @@ def outcome(page: Frame) -> None:
                    "and the model's words before and after.")  # fmt: skip
 
 
-@st.fragment(run_every=POLL)
-def progress(job_id: str) -> None:
-    """Stage, step, loss and time left, drawn in place; the page is redrawn once when the job ends."""
+def progress(job_id: str, far: bool) -> None:
+    """Stage, step, loss and time left, drawn in place; the page is redrawn once when the job ends.
+
+    Args:
+        far: the job had others before it; the page is redrawn when it is next, to look more often.
+    """
     with st.container(height=150, border=True, key="progress"):
         words, bar = st.empty(), st.empty()
         st.button("Cancel", key="cancel", icon=":material/close:", on_click=frame.cancel, args=(job_id,))
@@ -191,9 +215,12 @@ def progress(job_id: str) -> None:
                 drawn, step = now, job.progress
                 words.markdown(plain(frame.progress_line(job)))
                 bar.progress(min(1.0, step.step / step.steps) if step and step.steps else 0.0)
+            if far and (job.status != "queued" or job.position <= 1):
+                break
             if now >= until:
                 return
-            time.sleep(0.03)
+            with resources.turns().lent():
+                time.sleep(0.05)
     st.rerun()
 
 

@@ -43,7 +43,8 @@ from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to
 from editcore.store import Store
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
-HEALTH_TIMEOUT = 2.0  # seconds
+HEALTH_TIMEOUT = 0.4  # seconds; the page waits so long at most, and goes on with what it heard last
+FRESH = 0.4  # seconds for which what the worker said about its health is not asked again
 HASTE = 0.05  # seconds
 GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 512  # jobs
@@ -99,6 +100,7 @@ class LocalEngine:
         self._jobs: OrderedDict[str, _Known] = OrderedDict()
         self._keys: dict[tuple[str, str], str] = {}
         self._health = Health("starting", "The worker is being started.", None, 0, "loading", 0)
+        self._health_of = (0, 0.0)  # the worker that said so, and monotonic seconds
         self._supervisor = threading.Thread(target=self._supervise, name="editcore-worker", daemon=True)
         self._supervisor.start()
         self._hung: set[int] = set()  # generations of workers that were replaced because they hung
@@ -110,9 +112,11 @@ class LocalEngine:
     def health(self) -> Health:
         """See `Engine.health`."""
         with self._changed:
-            last, there, dead = self._health, self._process is not None, self._dead
+            last, there, dead, (said_by, at) = self._health, self._process is not None, self._dead, self._health_of
         if dead:
             return replace(last, state="failed", message=dead, queue=0, busy=None, memory=0)
+        if there and said_by == self._generation and time.monotonic() - at < FRESH:
+            return last
         if there:
             try:  # a worker that has not said anything yet is still starting: nobody waits for it
                 patience = HEALTH_TIMEOUT if self._heard == self._generation else HASTE
@@ -120,7 +124,7 @@ class LocalEngine:
                 if heard.state == "starting" and self._generation > 1:
                     heard = replace(heard, state="restarting", message=RESTARTING, model=last.model)
                 with self._changed:
-                    self._health = heard
+                    self._health, self._health_of = heard, (self._generation, time.monotonic())
                 return heard
             except _Gone:
                 there = False

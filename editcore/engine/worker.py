@@ -27,6 +27,7 @@ from editcore.errors import EditcoreError, EngineError
 from editcore.records import EditRequest, from_plain, to_plain
 from editcore.store import Library, Store
 
+COURTESY = 5  # added to the niceness: a page that has something to draw goes first
 STOP_SECONDS = 3.0  # how long a cancelled edit may take to notice
 POISON_SECONDS = 1.0  # the page has this long to hear why, before the process is replaced
 POISON_CODE = 70
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve until the input closes or SIGTERM; ends the process."""
     options = _parse(arguments)
     calls, answers = _claim_pipes()
+    if hasattr(os, "nice"):
+        os.nice(COURTESY)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     home = Path(options.home)
     store = Store(home)
