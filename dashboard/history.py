@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, resources, results, state
+from dashboard import charts, remade, resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import counted, message, percent, plain, shorten
+from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.course import course_rows, diagnose
 from editcore.engine.contract import SessionState
 from editcore.errors import EditcoreError
@@ -102,10 +102,8 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
             st.caption(f"*{plain(row.note)}*")
         if row.shifted:
             st.caption(":material/info: What is beneath it has changed since it was computed.")
-            st.button(
-                "Compute again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy, type="tertiary",
-                on_click=recompute, args=(session, row.edit), help=_again_help(row, rows),
-            )  # fmt: skip
+        if row.edit == next((r.edit for r in rows if r.shifted), ""):  # those above are made again with it
+            _again(session, row, rows, busy)
 
 
 def _about(row: Row) -> str:
@@ -116,10 +114,15 @@ def _about(row: Row) -> str:
     return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(what, 60))}"
 
 
-def _again_help(row: Row, rows: tuple[Row, ...]) -> str:
-    above = len(rows) - 1 - [r.edit for r in rows].index(row.edit)
-    others = f" and the {counted(above, 'edit')} above it" if above else ""
-    return f"Makes this edit{others} anew on what is in place now. The patches change; undo brings the old ones back."
+def _again(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+    """The button that computes an edit and all above it again, with their numbers on it."""
+    made = remade.again(rows, row.edit)
+    st.button(
+        f"Compute {remade.names(made)} again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy,
+        type="tertiary", on_click=recompute, args=(session, row.edit),
+        help=f"Makes {remade.names(made)} anew on what is in place beneath, about "
+             f"{duration(sum(r.seconds for r in made))}. Then you see what changed; undo brings the old ones back.",
+    )  # fmt: skip
 
 
 def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
@@ -133,6 +136,8 @@ def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
     )  # fmt: skip
     st.text_input("Note", row.note, key=f"note:{row.edit}:{row.note}", max_chars=200, placeholder="for yourself",
                   on_change=_annotate, args=(session, row.edit, f"note:{row.edit}:{row.note}"))  # fmt: skip
+    if row.shifted and row.edit != next(r.edit for r in rows if r.shifted):
+        _again(session, row, rows, busy)
     place = [r.edit for r in rows].index(row.edit)
     with st.container(horizontal=True, gap="small"):
         for words, icon, kind, possible in (
@@ -203,6 +208,7 @@ def shown_row(view: SessionState) -> Row:
 def result(page: Frame) -> None:
     """An edit's result as the chosen model answers, with the switch that chooses it."""
     row = shown_row(page.view)
+    remade.changes(resources.remade(page.session, row.edit), page.view.rows)
     reports = resources.reports(page.session, row.edit)
     number = int(state.value(f"request:{row.edit}") or 0)
     which = str(state.value("view") or EDITED)

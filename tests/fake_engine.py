@@ -19,7 +19,7 @@ from typing import Any
 
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
-from editcore.engine.sessions import CHECKUP, StoredSessions
+from editcore.engine.sessions import CHECKUP, REMADE, StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
@@ -42,6 +42,7 @@ from editcore.records import (
     SettingInfo,
     to_plain,
 )
+from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
 PM = "Who is the Prime Minister of the United Kingdom?"
@@ -246,13 +247,20 @@ class FakeEngine:
         self.store.commit(job.session, [Made(job.name, (job.report,), below)])
 
     def _again(self, job: _Job) -> None:
-        """One edit anew; the fake leaves what stands above it out."""
+        """Edits anew that did not hold before."""
         stack = self.store.stack(job.session)
-        below = stack[: [place.edit for place in stack].index(job.plans[0][0])]
-        report = self.sessions.reports(job.session, job.plans[0][0])[0]
-        (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
-        made = Made(job.name, (report,), history.in_place(below))
-        self.store.commit(job.session, [made], "compute again", below)
+        first = [place.edit for place in stack].index(job.plans[0][0])
+        below, made, changed = list(history.in_place(stack[:first])), [], []
+        for number, place in enumerate(stack[first:], 1):
+            old, name = self.store.edit(job.session, place.edit), f"{job.name}-{number}"
+            report = old.reports[0]
+            (self.store.blobs.scratch(name) / "patch.json").write_text(name)
+            made.append(Made(name, (report,), tuple(below)))
+            below.append((name, place.strength))
+            lost = make_report(report.request, report.method, report.settings, took=False)
+            changed.append(Remade(old.id, old.number, name, report.request.target, stand([lost]), stand([report])))
+        self.store.remember(job.session, REMADE, job.name, [to_plain(one) for one in changed])
+        self.store.commit(job.session, made, "compute again", stack[:first])
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         standing = [row for row in self.sessions.state(session).rows if row.on]

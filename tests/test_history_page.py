@@ -89,6 +89,36 @@ def test_an_edit_whose_ground_has_changed_can_be_computed_again():
     assert [(row.number, row.shifted) for row in rows(page)] == [(1, False), (3, False)]
 
 
+def three_edits_on_other_ground():
+    """A page with three edits, the first of which is switched off, and their ids."""
+    page, _ = two_edits()
+    page = applied(filled(page, "What is the capital of Australia?", "Sydney [x](http://e.org) *a*"))
+    edits = [row.edit for row in rows(page)]
+    return toggle(page, edits[0]), edits
+
+
+def test_before_computing_again_the_page_says_which_edits_that_makes_anew():
+    page, (_, second, third) = three_edits_on_other_ground()
+    assert page.button(key=f"again:{second}").label == "Compute #2 and #3 again"
+    assert page.button(key=f"again:{third}").label == "Compute #3 again"
+    assert "Makes #2 and #3 anew" in page.button(key=f"again:{second}").help
+
+
+def test_after_computing_again_the_page_says_what_changed_edit_by_edit():
+    page, (_, second, _) = three_edits_on_other_ground()
+    page = click(page, f"again:{second}")
+    told = next(m.value for m in page.markdown if "computed again" in m.value)
+    assert "2 edits were computed again" in told and "took now\\, and did not hold before" in told
+    assert "[x](" not in told and "*a*" not in told
+    frame = next(d.value for d in page.dataframe if "Took" in d.value)
+    assert list(frame["Took"]) == ["no → yes", "no → yes"]
+    assert [cell.partition(" ")[0] for cell in frame["Edit"]] == ["#2", "#3"]
+    assert frame["New answer"][0].startswith("1 % → 9") and frame["Paraphrases"][0] == "0 → 4 of 4"
+    again = opened(session_of(page))
+    assert any("computed again" in m.value for m in again.markdown), "a reload keeps it"
+    assert not any("computed again" in m.value for m in click(again, "undo").markdown)
+
+
 def test_undoing_everything_shows_the_base_model_again():
     page, _ = two_edits()
     page = click(click(page, "undo"), "undo")
