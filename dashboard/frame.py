@@ -121,7 +121,7 @@ def known(kind: JobKind) -> JobState | None:
     job = poll(name) if name else None
     if name and job is None:
         state.watch("", kind)
-    if job and job.finished and state.settled(job.job, kind):
+    if job and job.finished and state.first_look(job.job, kind):
         state.next_attempt()
         if kind == "edit":
             state.forget_shown()

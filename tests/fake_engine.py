@@ -127,9 +127,10 @@ class FakeEngine:
         self.prepared: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
         self.ruin = 1.0  # times the perplexity of plain text, an edit
+        self.breaks: dict[str, list[BaseException]] = {}  # question, "submit" or "health" -> what it raises, one a call
 
     def health(self) -> Health:
-        starting = time.monotonic() < self.ready_at
+        starting = time.monotonic() < self.ready_at or self._breaks("health")
         busy = next((j.kind for j in self.jobs.values() if self._status(j) == "running"), None)
         model = replace(MODEL, embedded=self.embedded)
         return Health("starting" if starting else "ready", "", None if starting else model, 0, busy, 120_000_000)
@@ -139,6 +140,8 @@ class FakeEngine:
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         self.asked.append((name, arguments))
+        if broken := self._breaks(name):
+            raise broken
         return getattr(self, f"_{name}")(**arguments)
 
     def submit(
@@ -171,6 +174,8 @@ class FakeEngine:
         return replace(report, probes=same, took=False, sentence="base: nothing moved.")
 
     def _add(self, kind: str, session: str, request: EditRequest | None, plans: list[Any], key: str) -> str:
+        if broken := self._breaks("submit"):
+            raise broken
         if (session, key) in self.keys:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
@@ -187,6 +192,10 @@ class FakeEngine:
         self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
         self.keys[session, key] = job
         return job
+
+    def _breaks(self, call: str) -> BaseException | None:
+        planned = self.breaks.get(call)
+        return planned.pop(0) if planned else None
 
     def _status(self, job: _Job) -> str:
         if not job.ended and self._step(job) >= self.steps * len(job.plans):

@@ -53,9 +53,9 @@ def form(page: Frame) -> None:
     else:
         outlook(wanted, plans, page)
     label = f"Compare {counted(len(plans), 'method')}" if plans else "Compare"
-    if st.button(
-        label, key="compare", type="primary", shortcut="Ctrl+Enter", icon=":material/compare_arrows:",
-        disabled=bool(reason) or not page.can_ask, help=plain(reason) or None,
+    if request.sender(
+        label, "compare", icon=":material/compare_arrows:", disabled=bool(reason) or not page.can_ask,
+        help=plain(reason) or None,
     ):  # fmt: skip
         start(page.session, wanted, plans)
     request.error_beside("")
@@ -144,14 +144,15 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
 
 def start(session: str, wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Hand the comparison to the engine; the same click twice is one job."""
-    key = state.digest(["compare", to_plain(wanted), plans, state.attempt()])
+    key = state.digest(["compare", to_plain(wanted), plans, state.attempt("compare")])
     state.forget_error()
     try:
         job = resources.engine().compare(session, wanted, plans, key)
     except EditcoreError as error:
-        state.remember_error(type(error).__name__, str(error))
+        state.remember_error(type(error).__name__, str(error), "compare")
     else:
         state.watch(job, "comparison")
+    state.answered("compare")
     st.rerun()
 
 
