@@ -94,7 +94,7 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
                 f"**#{row.number}** {name}", value=row.on, key=f"on:{key}", disabled=busy, width="stretch",
                 on_change=_move, args=(session, Move("toggle", row.edit, float(not row.on))),
             )  # fmt: skip
-            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content",
+            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content", key=f"menu:{row.edit}",
                             help=f"What can be done with edit {row.number}"):  # fmt: skip
                 _menu(session, row, rows, busy)
         st.caption(_about(row))
@@ -129,10 +129,10 @@ def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
     st.button("Show its result", key=f"show:{row.edit}", icon=":material/visibility:", on_click=_show,
               args=(row.edit,), width="stretch")  # fmt: skip
     percent = round(100 * row.strength)
+    key = _slider_key(row.edit, percent)
     st.slider(
-        "Strength, %", 0, round(100 * STRONGEST), percent, step=5, key=f"strength:{row.edit}:{percent}", disabled=busy,
-        on_change=_scale, args=(session, row.edit, f"strength:{row.edit}:{percent}"),
-        help="100 % is the edit as it was computed, 0 % is off.",
+        "Strength, %", 0, round(100 * STRONGEST), percent, step=5, key=key, disabled=busy, on_change=_scale,
+        args=(session, row.edit, key), help="100 % is the edit as it was computed, 0 % is off.",
     )  # fmt: skip
     st.text_input("Note", row.note, key=f"note:{row.edit}:{row.note}", max_chars=200, placeholder="for yourself",
                   on_change=_annotate, args=(session, row.edit, f"note:{row.edit}:{row.note}"))  # fmt: skip
@@ -149,6 +149,13 @@ def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
             )  # fmt: skip
         st.button("Remove", key=f"remove:{row.edit}", icon=":material/delete:", disabled=busy,
                   on_click=_move, args=(session, Move("remove", row.edit)))  # fmt: skip
+
+
+def _slider_key(edit: str, percent: int) -> str:
+    """The slider that was moved here stays the same one, so that an arrow key can be pressed again; any other change
+    of the stored value brings a new one."""
+    moved_to, key, moves = state.value(f"_strength:{edit}", (None, "", 0))
+    return str(key) if moved_to == percent else f"strength:{edit}:{percent}:{moves}"
 
 
 def title_of(method: str) -> str:
@@ -180,7 +187,10 @@ def _move(session: str, move: Move) -> None:
 
 
 def _scale(session: str, edit: str, key: str) -> None:
-    _move(session, Move("scale", edit, float(state.value(key)) / 100))
+    percent = int(state.value(key))
+    _, _, moves = state.value(f"_strength:{edit}", (None, "", 0))
+    state.leave(f"strength:{edit}", (percent, key, moves + 1))
+    _move(session, Move("scale", edit, percent / 100))
 
 
 def _annotate(session: str, edit: str, key: str) -> None:

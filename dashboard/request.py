@@ -15,6 +15,7 @@ from editcore.gate import check_request
 from editcore.records import EditRequest, Probe, from_plain
 from editcore.settings import chosen
 
+_SENDERS = ("apply", "compare")  # buttons that are drawn by `sender`
 _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
 
 
@@ -83,13 +84,17 @@ def sound(prompt: str, target: str) -> bool:
     return True
 
 
-def error_beside(place: str) -> None:
-    """The last refused click, next to what caused it."""
+def error_beside(place: str, *buttons: str) -> None:
+    """The last refused click, next to what caused it.
+
+    Args:
+        buttons: with place "", the buttons whose clicks are told here; "" is one without a name.
+    """
     kind, error, button = state.error()
-    if not error or _BESIDE.get(kind, "") != place:
+    if not error or _BESIDE.get(kind, "") != place or (place == "" and button not in buttons):
         return
     st.error(message(error), icon=":material/error:")
-    if button and place == "":  # in other places something has to be corrected first
+    if button in _SENDERS and place == "":  # in other places something has to be corrected first
         st.button("Try again", key=f"retry:{button}", icon=":material/refresh:", on_click=state.click, args=(button,))
 
 

@@ -49,20 +49,24 @@ def corner(page: Frame) -> None:
 
 def _exports(page: Frame) -> None:
     view, busy = page.view, page.running is not None or page.health.state != "ready"
-    if not view.edited:
-        st.caption("Every edit is switched off: there is nothing to write.")
+    placed = sum(row.on and row.strength > 0 for row in view.rows)
+    st.caption(f"What is in place ({counted(placed, 'edit')}), as a file:" if placed else
+               "Every edit is switched off: there is nothing to write.")  # fmt: skip
     large = page.health.model is not None and page.health.model.bytes > chosen().largest_download
-    rank = st.number_input(
-        "Rank, for edits of a whole matrix", 1, 512, None, key="rank", placeholder="only if asked for",
-        help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this many.",
-    )  # fmt: skip
+    rank = state.value("rank")
     for form, (title, words) in FORMATS.items():
         too_large = form == "merged" and large
         st.button(
             title, key=f"export:{form}", icon=":material/file_save:", width="stretch",
             disabled=busy or not view.edited or too_large, on_click=_start, args=(page.session, form, rank),
-            help="Too large for a browser: use `editcore export`." if too_large else words,
         )  # fmt: skip
+        st.caption("Too large for a browser: use `editcore export`." if too_large else words)
+        if form == "peft":
+            st.number_input(
+                "Its rank, for FT and the like", 1, 512, None, key="rank", placeholder="only if asked for",
+                help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this "
+                     "many.",
+            )  # fmt: skip
     st.caption("A report to read, with the charts:")
     with st.container(horizontal=True, gap="small"):
         for suffix, mime in (("html", "text/html"), ("json", "application/json"), ("csv", "text/csv")):

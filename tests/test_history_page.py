@@ -83,6 +83,24 @@ def test_an_edit_can_be_weakened_noted_moved_and_removed():
     assert [row.edit for row in rows(page)] == [second]
 
 
+def test_a_slider_can_be_moved_again_and_follows_undo():
+    page, (first, _) = two_edits()
+
+    def slider(page):
+        return next(s for s in page.slider if s.key.startswith(f"strength:{first}"))
+
+    key = slider(page).key
+    for percent in (95, 90):
+        slider(page).set_value(percent)
+        page = checked(page.run())
+        assert (rows(page)[0].strength, slider(page).value, slider(page).key) == (percent / 100, percent, key)
+    for percent in (95, 100):
+        page = click(page, "undo")
+        assert (rows(page)[0].strength, slider(page).value) == (percent / 100, percent)
+    page = click(page, "redo")
+    assert (rows(page)[0].strength, slider(page).value) == (0.95, 95)
+
+
 def test_an_edit_whose_ground_has_changed_can_be_computed_again():
     page, (first, second) = two_edits()
     page = click(toggle(page, first), f"again:{second}")
@@ -263,7 +281,16 @@ def test_a_share_link_shows_frozen_results_and_cannot_edit():
     page = elsewhere(page, "shared")
     shown = words(page)
     assert "Read-only" in shown and "Boris Johnson" in shown and page.get("plotly_chart")
+    assert "the model without this edit" in shown, "it says which model answers"
     assert not keys(page) & {"apply", "undo", "reset", "share"} and len(fake_engine.current().asked) == asked
+
+
+def test_a_share_link_says_which_edits_were_switched_off():
+    page, (first, _) = two_edits()
+    page = click(toggle(page, first), "share")
+    page.query_params["link"] = page.code[0].value.partition("link=")[2]
+    options = elsewhere(page, "shared").selectbox(key="shared-edit").options
+    assert options[0].endswith("Boris Johnson (switched off)") and options[1].endswith("Mark Twain")
 
 
 @pytest.mark.parametrize("link", ["", "nonsense", "s" * 25, "<script>", "../../etc/passwd"])

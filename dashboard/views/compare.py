@@ -58,7 +58,7 @@ def form(page: Frame) -> None:
         help=plain(reason) or None,
     ):  # fmt: skip
         start(page.session, wanted, plans)
-    request.error_beside("")
+    request.error_beside("", "", "compare")
     state.keep_draft(paraphrases, probes)
 
 
@@ -327,6 +327,7 @@ def pictures(job: JobState) -> None:
     """The scatter, and every probe of every method on one axis."""
     if not any(o.report for o in job.outcomes):
         return
+    answering()
     left, right = st.columns((5, 7), gap="large")
     with left:
         st.markdown("##### General and local?")
@@ -371,8 +372,13 @@ def picked(page: Frame, job: JobState) -> None:
                 "Keep this edit", key="keep", type="primary", icon=":material/check:", disabled=not page.can_ask,
                 on_click=keep, args=(page.session, one.report), help="Applies it, and opens it on the page Edit.",
             )  # fmt: skip
-        request.error_beside("")
-        results.show(one.report)
+        request.error_beside("", "keep")
+        results.show(one.report, switch=answering)
+
+
+def answering() -> None:
+    """Which models every chart of a comparison leads from and to."""
+    st.caption("○ the model as it was when the comparison began, ● the same with one method's edit; none is in place.")
 
 
 def keep(session: str, report: EditReport) -> None:
@@ -382,7 +388,7 @@ def keep(session: str, report: EditReport) -> None:
     try:
         job = resources.engine().submit(session, [report.request], report.method, report.settings, key)
     except EditcoreError as error:
-        state.remember_error(type(error).__name__, str(error))
+        state.remember_error(type(error).__name__, str(error), "keep")
         return
     method = next((m for m in resources.methods() if m.name == report.method), None)
     if method:

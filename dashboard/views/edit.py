@@ -57,7 +57,7 @@ def form(page: Frame) -> Frame:
         help=plain(reason) or None,
     ):  # fmt: skip
         page = apply(page, wanted, method, settings)
-    request.error_beside("")
+    request.error_beside("", "", "apply")
     state.keep_draft(paraphrases, probes)
     return page
 
