@@ -248,7 +248,8 @@ def _read(page: Frame, row: Row, which: str, number: int) -> tuple[EditReport | 
     if told is not None:
         return told, ""
     if not page.can_ask:
-        return None, ":material/hourglass_top: The engine is at work; this is how it was when it was made."
+        why = "at work" if page.health.state == "ready" else "not ready yet"
+        return None, f":material/hourglass_top: The engine is {why}; this is how it was when it was made."
     try:
         return state.once("view", asked, lambda: resources.engine().view(page.session, row.edit, which, number)), ""
     except EditcoreError as error:

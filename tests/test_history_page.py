@@ -230,6 +230,7 @@ def test_a_patch_is_brought_in_on_top():
     page = filled(opened(steps=1))
     page = click(brought(page, "edit.zip", zipped(**{"patch.json": "{}"})), "bring-in")
     assert [row.target for row in rows(page)] == ["Boris Johnson"]
+    assert page.button(key="bring-in").label == "Bring it in again" and "Brought in" in words(page)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", zipped(**{"../patch.json": "{}"}), zipped(**{"a.py": "x"})])
