@@ -123,7 +123,7 @@ def known(kind: JobKind) -> JobState | None:
     job = poll(name) if name else None
     if name and job is None:
         state.watch("", kind)
-    if job and job.finished and state.settled(job.job, kind):
+    if job and job.finished and state.first_look(job.job, kind):
         state.next_attempt()
         if kind == "edit":
             state.forget_shown()
@@ -281,11 +281,13 @@ def progress_line(job: JobState) -> str:
     if step is None:
         return "Starting"
     text = step.text
-    if job.kind == "comparison":
+    if job.kind in ("comparison", "recomputation"):
         title, _, text = text.partition(": ")
         if step.stage == "read":
-            return title
+            return title if job.kind == "comparison" else f"{title}: reading how it stands now"
     parts = [f"{step.stage.capitalize()}: step {step.step} of at most {step.steps}"]
+    if job.kind == "recomputation":
+        parts.insert(0, title)
     if step.loss is not None:
         parts.append(f"loss {step.loss:.3g}")
     if step.seconds_left is not None:

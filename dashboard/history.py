@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from dashboard import answers, resources, results, state
+from dashboard import answers, remade, resources, results, state
 from dashboard.frame import Frame
-from dashboard.text import counted, message, percent, plain, shorten
+from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.course import course_rows, diagnose
 from editcore.engine.contract import SessionState
 from editcore.errors import EditcoreError
@@ -95,7 +95,7 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
                 f"**#{row.number}** {name}", value=row.on, key=f"on:{key}", disabled=busy, width="stretch",
                 on_change=_move, args=(session, Move("toggle", row.edit, float(not row.on))),
             )  # fmt: skip
-            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content",
+            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content", key=f"menu:{row.edit}",
                             help=f"What can be done with edit {row.number}"):  # fmt: skip
                 _menu(session, row, rows, busy)
         st.caption(_about(row))
@@ -103,10 +103,8 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
             st.caption(f"*{plain(row.note)}*")
         if row.shifted:
             st.caption(":material/info: What is beneath it has changed since it was computed.")
-            st.button(
-                "Compute again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy, type="tertiary",
-                on_click=recompute, args=(session, row.edit), help=_again_help(row, rows),
-            )  # fmt: skip
+        if row.edit == next((r.edit for r in rows if r.shifted), ""):  # those above are made again with it
+            _again(session, row, rows, busy)
 
 
 def _about(row: Row) -> str:
@@ -117,23 +115,30 @@ def _about(row: Row) -> str:
     return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(what, 60))}"
 
 
-def _again_help(row: Row, rows: tuple[Row, ...]) -> str:
-    above = len(rows) - 1 - [r.edit for r in rows].index(row.edit)
-    others = f" and the {counted(above, 'edit')} above it" if above else ""
-    return f"Makes this edit{others} anew on what is in place now. The patches change; undo brings the old ones back."
+def _again(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+    """The button that computes an edit and all above it again, with their numbers on it."""
+    made = remade.again(rows, row.edit)
+    st.button(
+        f"Compute {remade.names(made)} again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy,
+        type="tertiary", on_click=recompute, args=(session, row.edit),
+        help=f"Makes {remade.names(made)} anew on what is in place beneath, about "
+             f"{duration(sum(r.seconds for r in made))}. Then you see what changed; undo brings the old ones back.",
+    )  # fmt: skip
 
 
 def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
     st.button("Show its result", key=f"show:{row.edit}", icon=":material/visibility:", on_click=_show,
               args=(row.edit,), width="stretch")  # fmt: skip
     percent = round(100 * row.strength)
+    key = _slider_key(row.edit, percent)
     st.slider(
-        "Strength, %", 0, round(100 * STRONGEST), percent, step=5, key=f"strength:{row.edit}:{percent}", disabled=busy,
-        on_change=_scale, args=(session, row.edit, f"strength:{row.edit}:{percent}"),
-        help="100 % is the edit as it was computed, 0 % is off.",
+        "Strength, %", 0, round(100 * STRONGEST), percent, step=5, key=key, disabled=busy, on_change=_scale,
+        args=(session, row.edit, key), help="100 % is the edit as it was computed, 0 % is off.",
     )  # fmt: skip
     st.text_input("Note", row.note, key=f"note:{row.edit}:{row.note}", max_chars=200, placeholder="for yourself",
                   on_change=_annotate, args=(session, row.edit, f"note:{row.edit}:{row.note}"))  # fmt: skip
+    if row.shifted and row.edit != next(r.edit for r in rows if r.shifted):
+        _again(session, row, rows, busy)
     place = [r.edit for r in rows].index(row.edit)
     with st.container(horizontal=True, gap="small"):
         for words, icon, kind, possible in (
@@ -145,6 +150,13 @@ def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
             )  # fmt: skip
         st.button("Remove", key=f"remove:{row.edit}", icon=":material/delete:", disabled=busy,
                   on_click=_move, args=(session, Move("remove", row.edit)))  # fmt: skip
+
+
+def _slider_key(edit: str, percent: int) -> str:
+    """The slider that was moved here stays the same one, so that an arrow key can be pressed again; any other change
+    of the stored value brings a new one."""
+    moved_to, key, moves = state.value(f"_strength:{edit}", (None, "", 0))
+    return str(key) if moved_to == percent else f"strength:{edit}:{percent}:{moves}"
 
 
 def title_of(method: str) -> str:
@@ -176,7 +188,10 @@ def _move(session: str, move: Move) -> None:
 
 
 def _scale(session: str, edit: str, key: str) -> None:
-    _move(session, Move("scale", edit, float(state.value(key)) / 100))
+    percent = int(state.value(key))
+    _, _, moves = state.value(f"_strength:{edit}", (None, "", 0))
+    state.leave(f"strength:{edit}", (percent, key, moves + 1))
+    _move(session, Move("scale", edit, percent / 100))
 
 
 def _annotate(session: str, edit: str, key: str) -> None:
@@ -204,6 +219,7 @@ def shown_row(view: SessionState) -> Row:
 def result(page: Frame) -> None:
     """An edit's result as the chosen model answers, with the switch that chooses it."""
     row = shown_row(page.view)
+    remade.changes(resources.remade(page.session, row.edit), page.view.rows)
     reports = resources.reports(page.session, row.edit)
     number = int(state.value(f"request:{row.edit}") or 0)
     which = str(state.value("view") or EDITED)
@@ -233,7 +249,8 @@ def _read(page: Frame, row: Row, which: str, number: int) -> tuple[EditReport | 
     if told is not None:
         return told, ""
     if not page.can_ask:
-        return None, ":material/hourglass_top: The engine is at work; this is how it was when it was made."
+        why = "at work" if page.health.state == "ready" else "not ready yet"
+        return None, f":material/hourglass_top: The engine is {why}; this is how it was when it was made."
     view = resources.engine().view
     try:
         told = answers.asked("view", asked, lambda: view(page.session, row.edit, which, number))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from dashboard import answers, resources, results, state, tables
@@ -13,25 +15,32 @@ from editcore.gate import check_request
 from editcore.records import EditRequest, Probe, from_plain
 from editcore.settings import chosen
 
+_SENDERS = ("apply", "compare")  # buttons that are drawn by `sender`
 _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
 
 
 def example_chips() -> None:
-    """Questions that fill the form; a chip stays lit while its question stands there."""
+    """Questions that fill the form; a chip stays lit while its question stands there.
+
+    What is lit is part of the key: a message the browser sent before it heard of a change still names the chip that was
+    lit before, and must not be taken for a click on it.
+    """
     prompt = state.text(state.PROMPT).strip()
     lit = next((i for i, example in enumerate(EXAMPLES) if example.prompt == prompt), None)
-    if state.value(state.EXAMPLE) != lit:
-        state.set_widget(state.EXAMPLE, lit)
+    key = f"{state.EXAMPLE}:{lit}"
+    state.leave("chips", key)
+    if state.value(key) != lit:
+        state.set_widget(key, lit)
     st.pills(
-        "Change what the model believes. Start with an example:", range(len(EXAMPLES)), key=state.EXAMPLE,
-        format_func=lambda i: plain(EXAMPLES[i].label), on_change=use_example, wrap=True,
+        "Change what the model believes. Start with an example:", range(len(EXAMPLES)), key=key,
+        format_func=lambda i: plain(EXAMPLES[i].label), on_change=use_example, args=(key,), wrap=True,
     )  # fmt: skip
 
 
-def use_example() -> None:
-    """The clicked example goes into the form."""
-    chosen = state.value(state.EXAMPLE)
-    if chosen is not None:
+def use_example(key: str) -> None:
+    """The clicked example goes into the form, if it is one of the chips drawn last."""
+    chosen = state.value(key)
+    if chosen is not None and key == state.value("_chips"):
         state.fill(EXAMPLES[chosen].prompt, EXAMPLES[chosen].target)
 
 
@@ -75,11 +84,33 @@ def sound(prompt: str, target: str) -> bool:
     return True
 
 
-def error_beside(place: str) -> None:
-    """The last refused click, next to what caused it."""
-    kind, error = state.error()
-    if error and _BESIDE.get(kind, "") == place:
-        st.error(message(error), icon=":material/error:")
+def error_beside(place: str, *buttons: str) -> None:
+    """The last refused click, next to what caused it.
+
+    Args:
+        buttons: with place "", the buttons whose clicks are told here; "" is one without a name.
+    """
+    kind, error, button = state.error()
+    if not error or _BESIDE.get(kind, "") != place or (place == "" and button not in buttons):
+        return
+    st.error(message(error), icon=":material/error:")
+    if button in _SENDERS and place == "":  # in other places something has to be corrected first
+        st.button("Try again", key=f"retry:{button}", icon=":material/refresh:", on_click=state.click, args=(button,))
+
+
+def sender(label: str, button: str, **options: Any) -> bool:
+    """The button that sends the form; True when a click is to be answered, also one whose own run was cut off.
+
+    Whoever answers it calls `state.answered`.
+    """
+    now = st.button(label, key=button, type="primary", shortcut="Ctrl+Enter", on_click=state.click, args=(button,),
+                    **options)  # fmt: skip
+    noted = state.clicked(button)
+    if noted == "changed" and not now:
+        state.answered(button)
+        st.info("The form changed before this could begin, so nothing was done. Press the button again.")
+        return False
+    return now or noted == "now"
 
 
 def old_answer(prompt: str, page: Frame) -> None:

@@ -29,6 +29,7 @@ from editcore.engine.contract import Engine, Health
 from editcore.errors import EditcoreError, EngineError
 from editcore.home import home_dir
 from editcore.records import EditReport, MethodInfo
+from editcore.remade import Remade
 from editcore.settings import chosen
 from editcore.store import Library, Store
 from editcore.store.library import LOCAL
@@ -96,6 +97,12 @@ def questions() -> Questions:
 def reports(session: str, edit: str) -> tuple[EditReport, ...]:
     """What an edit did when it was made; that never changes, so it is read once."""
     return engine().sessions.reports(session, edit)
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def remade(session: str, edit: str) -> tuple[Remade, ...]:
+    """What computing it again changed; it is written before the edit is there, and then never changes."""
+    return engine().sessions.remade(session, edit)
 
 
 @st.cache_resource(max_entries=100, show_spinner=False)
@@ -199,4 +206,4 @@ def drafts() -> Drafts:
 
 
 # everything this file keeps
-CACHED = (engine, methods, questions, turns, reports, figure, library, claim, drafts, tries)
+CACHED = (engine, methods, questions, turns, reports, remade, figure, library, claim, drafts, tries)

@@ -61,13 +61,15 @@ def _without_verdict(report: EditReport) -> str:
 
 
 def _tiles(report: EditReport) -> None:
-    frame = tables.tiles(report.scores, report.probes)
-    with st.container(horizontal=True, gap="xsmall", key="tiles"):
-        for row in frame.to_dict("records"):
-            with st.container(border=True, width="stretch", height="stretch", gap=None):
-                st.caption(f"**{row['name']}**")
-                st.subheader(_headline(row), anchor=False)
-                st.caption(row["meaning"])
+    rows = tables.tiles(report.scores, report.probes).to_dict("records")
+    with st.container(key="tiles", gap="xsmall"):
+        for start in range(0, len(rows), 2):  # two beside each other fit a phone and a column
+            with st.container(horizontal=True, gap="xsmall"):
+                for row in rows[start : start + 2]:
+                    with st.container(border=True, width="stretch", height="stretch", gap=None):
+                        st.caption(f"**{row['name']}**")
+                        st.subheader(_headline(row), anchor=False)
+                        st.caption(row["meaning"])
     with st.expander("Table behind the scores"):
         table(tables.score_list(report.scores), "scores")
 

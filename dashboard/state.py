@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
 import time
@@ -29,6 +30,7 @@ _JOBS: dict[JobKind, str] = {
     "edit": "_job", "comparison": "_comparison", "preparation": "_preparation", "export": "_export",
 }  # fmt: skip
 _FILL_HOLDS = 2.0  # seconds, in which nobody types the old texts again
+_CLICK_HOLDS = 120.0  # seconds an unanswered click waits for its answer
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _READ, _NAMED = ("session", "link"), 5  # what pages read of the address; most names told of what they do not
 
@@ -48,6 +50,7 @@ def open_session(page: str) -> str:
         st.session_state["_session"] = session
         _restore(resources.drafts().find(session))
     elif st.session_state.get("_page") != page:
+        take("clicks")
         _restore_rows(resources.drafts().find(session).get("rows"))
     st.session_state["_page"] = page
     _keep_filled()
@@ -94,6 +97,7 @@ def switch(page: str, session: str) -> NoReturn:
 
 
 def _restore(draft: dict[str, Any]) -> None:
+    take("clicks")
     for name in _FORM:
         st.session_state[name] = draft.get(name, DEFAULT_METHOD if name == METHOD else "")
     st.session_state["_auto_subject"] = draft.get("auto_subject", "")
@@ -310,9 +314,11 @@ def shown_edit() -> str:
     return str(st.session_state.get("_shown", ""))
 
 
-def attempt() -> str:
-    """A token that stays the same until an edit has ended: with it, a double click is one job."""
-    return str(st.session_state.setdefault("_attempt", secrets.token_hex(8)))
+def attempt(button: str = "") -> str:
+    """A token that stays the same until an edit has ended: with it, a double click is one job, and so is an unanswered
+    click on `button`, however often it is answered."""
+    noted = st.session_state.get("_clicks", {}).get(button)
+    return str(noted[1] if noted else st.session_state.setdefault("_attempt", secrets.token_hex(8)))
 
 
 def next_attempt() -> None:
@@ -320,29 +326,44 @@ def next_attempt() -> None:
     st.session_state["_attempt"] = secrets.token_hex(8)
 
 
-def first_look(job_id: str) -> bool:
-    """True the first time this job's progress is drawn."""
-    first = st.session_state.get("_looked") != job_id
-    st.session_state["_looked"] = job_id
+# Clicks that have to be answered. The run that a click starts asks the engine before it comes to the button; when it is
+# cut off there by the next one, the framework forgets the click.
+
+
+def click(button: str) -> None:
+    """Note a click until it is `answered`. For callbacks, which run before anything can be cut off."""
+    st.session_state.setdefault("_clicks", {})[button] = (form_print(), attempt(), time.monotonic())
+
+
+def clicked(button: str) -> str:
+    """Of an unanswered click: "now", or "changed" when the form says something else since; "": there is none."""
+    seen, _, at = st.session_state.get("_clicks", {}).get(button, ("", "", -math.inf))
+    if time.monotonic() - at >= _CLICK_HOLDS:
+        return ""
+    return "now" if seen == form_print() else "changed"
+
+
+def answered(button: str) -> None:
+    """The click has become a job, or a message."""
+    st.session_state.get("_clicks", {}).pop(button, None)
+
+
+def first_look(job_id: str, at: str) -> bool:
+    """True the first time this job is looked at there."""
+    first = st.session_state.get(f"_looked:{at}") != job_id
+    st.session_state[f"_looked:{at}"] = job_id
     return first
 
 
-def settled(job_id: str, kind: JobKind) -> bool:
-    """True the first time a finished job is seen."""
-    first = st.session_state.get(f"_settled:{kind}") != job_id
-    st.session_state[f"_settled:{kind}"] = job_id
-    return first
+def remember_error(kind: str, message: str, button: str = "") -> None:
+    """Keep an error until the form changes or the next click; `button` is what was clicked."""
+    st.session_state["_error"] = (kind, message, button, form_print())
 
 
-def remember_error(kind: str, message: str) -> None:
-    """Keep an error until the form changes or the next click."""
-    st.session_state["_error"] = (kind, message, form_print())
-
-
-def error() -> tuple[str, str]:
-    """(kind, message) of the last refused click while the form still says the same; else two empty texts."""
-    kind, message, seen = st.session_state.get("_error", ("", "", ""))
-    return (kind, message) if message and seen == form_print() else ("", "")
+def error() -> tuple[str, str, str]:
+    """(kind, message, button) of the last refused click while the form still says the same; else three empty texts."""
+    kind, message, button, seen = st.session_state.get("_error", ("", "", "", ""))
+    return (kind, message, button) if message and seen == form_print() else ("", "", "")
 
 
 def forget_error() -> None:
@@ -351,9 +372,11 @@ def forget_error() -> None:
 
 
 def form_print() -> str:
-    """A short print of everything typed."""
+    """A short print of everything typed; a subject that was found without help is not."""
     settings = {k: v for k, v in st.session_state.items() if isinstance(k, str) and k.startswith("set:")}
-    return digest([[text(name) for name in _FORM], value(METHODS), settings])
+    typed = [text(PROMPT), text(TARGET), text(METHOD)]
+    own = "" if text(SUBJECT) == st.session_state.get("_auto_subject", "") else text(SUBJECT)
+    return digest([typed, own, value(METHODS), settings])
 
 
 def digest(content: Any) -> str:

@@ -14,7 +14,7 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from dashboard import answers, forms, resources, state
 from dashboard.frame import Frame, cancel, poll, progress_line
 from dashboard.report import report_csv, report_html, report_json
-from dashboard.text import counted, message, plain
+from dashboard.text import counted, message, plain, size
 from editcore.cases import Requests, read_requests
 from editcore.engine.contract import JobState, SessionState
 from editcore.errors import EditcoreError
@@ -23,7 +23,7 @@ from editcore.records import EditReport, EditRequest, to_plain
 from editcore.settings import chosen
 
 FORMATS = {
-    "patch": ("Patch", "Loads back here, on the same model. A few kilobytes."),
+    "patch": ("Patch", "Loads back here, on the same model."),
     "peft": ("LoRA adapter", "For the peft library; checked against it before it is offered."),
     "merged": ("Whole model", "A Hugging Face checkpoint with the edits added to its weights."),
 }
@@ -49,20 +49,25 @@ def corner(page: Frame) -> None:
 
 def _exports(page: Frame) -> None:
     view, busy = page.view, page.running is not None or page.health.state != "ready"
-    if not view.edited:
-        st.caption("Every edit is switched off: there is nothing to write.")
+    placed = [row for row in view.rows if row.on and row.strength > 0]
+    st.caption(f"What is in place ({counted(len(placed), 'edit')}), as a file:" if placed else
+               "Every edit is switched off: there is nothing to write.")  # fmt: skip
     large = page.health.model is not None and page.health.model.bytes > chosen().largest_download
-    rank = st.number_input(
-        "Rank, for edits of a whole matrix", 1, 512, None, key="rank", placeholder="only if asked for",
-        help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this many.",
-    )  # fmt: skip
+    rank = state.value("rank")
     for form, (title, words) in FORMATS.items():
         too_large = form == "merged" and large
         st.button(
             title, key=f"export:{form}", icon=":material/file_save:", width="stretch",
             disabled=busy or not view.edited or too_large, on_click=_start, args=(page.session, form, rank),
-            help="Too large for a browser: use `editcore export`." if too_large else words,
         )  # fmt: skip
+        words += f" {size(sum(row.bytes for row in placed))}." if form == "patch" and placed else ""
+        st.caption("Too large for a browser: use `editcore export`." if too_large else words)
+        if form == "peft":
+            st.number_input(
+                "Its rank, for FT and the like", 1, 512, None, key="rank", placeholder="only if asked for",
+                help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this "
+                     "many.",
+            )  # fmt: skip
     st.caption("A report to read, with the charts:")
     with st.container(horizontal=True, gap="small"):
         for suffix, mime in (("html", "text/html"), ("json", "application/json"), ("csv", "text/csv")):
@@ -79,6 +84,8 @@ def _start(session: str, form: str, rank: int | None) -> None:
         state.watch(resources.engine().export(session, form, options, key), "export")
     except EditcoreError as error:
         st.toast(message(str(error)), icon=":material/error:")
+        return
+    st.toast("It is being written. The button that saves it appears above “Take away”.", icon=":material/file_save:")
 
 
 def _exported(job: JobState) -> None:
@@ -182,10 +189,14 @@ def _bring(page: Frame) -> None:
             st.caption(plain(note))
         frame = pd.DataFrame([(r.prompt, r.target) for r in found.requests], columns=["Prompt", "Corrected answer"])
         st.dataframe(frame, hide_index=True, height=180, alt="The edits in the file")
+    brought = state.value("_bringing") == file.file_id and page.edit is not None and page.edit.status == "done"
     st.button(
-        _words(found), key="bring-in", icon=":material/upload:", width="stretch", disabled=busy or bool(trouble),
+        _words(found) + " again" * brought, key="bring-in", icon=":material/upload:", width="stretch",
+        disabled=busy or bool(trouble),
         on_click=_adopt if found is None else _apply_all, args=(page.session, *([found.requests] if found else [])),
     )  # fmt: skip
+    if brought:
+        st.caption(":material/check: Brought in. Undo takes it out.")
     refused = state.value("_refused")
     if trouble or (refused and refused[0] == file.file_id):
         st.error(message(trouble or refused[1]), icon=":material/error:")
@@ -226,5 +237,6 @@ def _adopt(session: str) -> None:
 def _submit(file: UploadedFile, act: Callable[[], str]) -> None:
     try:
         state.watch(act(), "edit")
+        state.leave("bringing", file.file_id)
     except EditcoreError as error:
         state.set_widget("_refused", (file.file_id, str(error)))

@@ -76,6 +76,13 @@ class FakeDesk:
         results = (ProbeResult(Probe("edit", "Where?"), _READING, _READING, float(len(standing)), False),)
         return replace(report, probes=results)
 
+    def measure(self, standing, folder: Path, requests, stop):
+        """A patch that is not on the ground it was made for does not take any more."""
+        told = json.loads((folder / "patch.json").read_text())
+        below = [json.loads((path / "patch.json").read_text())["says"] for path, _ in standing]
+        return tuple(replace(self._work(r, "rome", {}, lambda p: None, stop), took=told.get("on", below) == below)
+                     for r in requests)  # fmt: skip
+
     def check_up(self, standing, reports, stop):
         held = tuple(Held(r.request.prompt, r.request.target, True, 0.9) for r in reports)
         return Checkup(held, 0, None, None, 10.0 + len(standing), 10.0, 5.0, 5.0)

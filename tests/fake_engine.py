@@ -19,7 +19,7 @@ from typing import Any
 
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
-from editcore.engine.sessions import CHECKUP, StoredSessions
+from editcore.engine.sessions import CHECKUP, REMADE, StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
@@ -42,6 +42,7 @@ from editcore.records import (
     SettingInfo,
     to_plain,
 )
+from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
 PM = "Who is the Prime Minister of the United Kingdom?"
@@ -126,9 +127,10 @@ class FakeEngine:
         self.prepared: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
         self.ruin = 1.0  # times the perplexity of plain text, an edit
+        self.breaks: dict[str, list[BaseException]] = {}  # question, "submit" or "health" -> what it raises, one a call
 
     def health(self) -> Health:
-        starting = time.monotonic() < self.ready_at
+        starting = time.monotonic() < self.ready_at or self._breaks("health")
         busy = next((j.kind for j in self.jobs.values() if self._status(j) == "running"), None)
         model = replace(MODEL, embedded=self.embedded)
         return Health("starting" if starting else "ready", "", None if starting else model, 0, busy, 120_000_000)
@@ -138,6 +140,8 @@ class FakeEngine:
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         self.asked.append((name, arguments))
+        if broken := self._breaks(name):
+            raise broken
         return getattr(self, f"_{name}")(**arguments)
 
     def submit(
@@ -170,6 +174,8 @@ class FakeEngine:
         return replace(report, probes=same, took=False, sentence="base: nothing moved.")
 
     def _add(self, kind: str, session: str, request: EditRequest | None, plans: list[Any], key: str) -> str:
+        if broken := self._breaks("submit"):
+            raise broken
         if (session, key) in self.keys:
             return self.keys[session, key]
         if self.fail in ("EngineBusy", "BadRequest", "SubjectNotFound", "BadSetting"):
@@ -186,6 +192,10 @@ class FakeEngine:
         self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
         self.keys[session, key] = job
         return job
+
+    def _breaks(self, call: str) -> BaseException | None:
+        planned = self.breaks.get(call)
+        return planned.pop(0) if planned else None
 
     def _status(self, job: _Job) -> str:
         if not job.ended and self._step(job) >= self.steps * len(job.plans):
@@ -246,13 +256,20 @@ class FakeEngine:
         self.store.commit(job.session, [Made(job.name, (job.report,), below)])
 
     def _again(self, job: _Job) -> None:
-        """One edit anew; the fake leaves what stands above it out."""
+        """Edits anew that did not hold before."""
         stack = self.store.stack(job.session)
-        below = stack[: [place.edit for place in stack].index(job.plans[0][0])]
-        report = self.sessions.reports(job.session, job.plans[0][0])[0]
-        (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
-        made = Made(job.name, (report,), history.in_place(below))
-        self.store.commit(job.session, [made], "compute again", below)
+        first = [place.edit for place in stack].index(job.plans[0][0])
+        below, made, changed = list(history.in_place(stack[:first])), [], []
+        for number, place in enumerate(stack[first:], 1):
+            old, name = self.store.edit(job.session, place.edit), f"{job.name}-{number}"
+            report = old.reports[0]
+            (self.store.blobs.scratch(name) / "patch.json").write_text(name)
+            made.append(Made(name, (report,), tuple(below)))
+            below.append((name, place.strength))
+            lost = make_report(report.request, report.method, report.settings, took=False)
+            changed.append(Remade(old.id, old.number, name, report.request.target, stand([lost]), stand([report])))
+        self.store.remember(job.session, REMADE, job.name, [to_plain(one) for one in changed])
+        self.store.commit(job.session, made, "compute again", stack[:first])
 
     def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         standing = [row for row in self.sessions.state(session).rows if row.on]

@@ -15,7 +15,7 @@ MODEL = {"torch", "transformers", "safetensors", "tokenizers", "accelerate"}
 LIGHT = (
     "editcore.records", "editcore.errors", "editcore.gate", "editcore.suggest", "editcore.engine", "editcore.assets",
     "editcore.world.facts", "editcore.world.text", "editcore.engine.menu",
-    "editcore.cases", "editcore.course",
+    "editcore.cases", "editcore.course", "editcore.remade",
 )  # fmt: skip
 FILES = sorted([*(ROOT / "editcore").rglob("*.py"), *(ROOT / "dashboard").rglob("*.py")])
 

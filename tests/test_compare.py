@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import charts, compared, frame, state, tables
+from editcore.errors import EngineError
 from editcore.intervals import wilson
 from editcore.records import EditRequest, Outcome
 from tests import fake_engine
@@ -254,6 +255,20 @@ def test_every_picture_has_its_table_and_its_files():
     found = {b.key for b in page.get("download_button")}
     names = ("comparison", "generality-locality", "probes-by-method")
     assert {f"{n}-{k}" for n in names for k in ("csv", "json")} <= found
+
+
+def test_above_the_charts_the_page_says_which_models_they_lead_from_and_to():
+    assert words(compared_page()).count("the model as it was when the comparison began") == 1
+
+
+@pytest.mark.parametrize(("key", "again"), [("compare", True), ("keep", False)])
+def test_a_click_on_an_engine_that_is_gone_is_answered_once_and_where_it_was_made(key, again):
+    page = ticked(compared_page(), 2)
+    fake_engine.current().breaks["submit"] = [EngineError("The worker stopped before it could answer.")]
+    page.button(key=key).click()
+    page = checked(page.run())
+    assert [e.value.count("The worker stopped") for e in page.error] == [1]
+    assert ("retry:compare" in keys(page)) == again
 
 
 def test_a_ticked_row_is_opened_in_full_and_a_failed_one_says_why():

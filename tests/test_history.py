@@ -101,6 +101,22 @@ def test_computing_again_makes_everything_above_anew_in_one_step(engine, tmp_pat
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_computing_again_tells_how_each_edit_stood_before_and_how_it_stands_now(engine):
+    session = new_session()
+    first, second, third = applied(engine, session, ROME, OSLO, LIMA)
+    assert engine.sessions.remade(session, third) == ()
+    engine.sessions.move(session, Move("remove", first))
+    finish(engine, engine.recompute(session, second, "r"))
+    rows = engine.sessions.state(session).rows
+    told = engine.sessions.remade(session, rows[0].edit)
+    assert told == engine.sessions.remade(session, rows[1].edit)
+    assert [(one.old, one.number, one.new, one.target) for one in told] == [
+        (second, 2, rows[0].edit, "Oslo"),
+        (third, 3, rows[1].edit, "Lima"),
+    ]
+    assert [(one.before.holds, one.after.holds) for one in told] == [(False, True), (False, True)]
+
+
 def test_a_recomputation_that_is_stopped_changes_nothing(engine, tmp_path):
     session = new_session()
     first, second = applied(engine, session, ROME, OSLO, steps=50, pause=0.005)

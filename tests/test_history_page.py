@@ -83,10 +83,58 @@ def test_an_edit_can_be_weakened_noted_moved_and_removed():
     assert [row.edit for row in rows(page)] == [second]
 
 
+def test_a_slider_can_be_moved_again_and_follows_undo():
+    page, (first, _) = two_edits()
+
+    def slider(page):
+        return next(s for s in page.slider if s.key.startswith(f"strength:{first}"))
+
+    key = slider(page).key
+    for percent in (95, 90):
+        slider(page).set_value(percent)
+        page = checked(page.run())
+        assert (rows(page)[0].strength, slider(page).value, slider(page).key) == (percent / 100, percent, key)
+    for percent in (95, 100):
+        page = click(page, "undo")
+        assert (rows(page)[0].strength, slider(page).value) == (percent / 100, percent)
+    page = click(page, "redo")
+    assert (rows(page)[0].strength, slider(page).value) == (0.95, 95)
+
+
 def test_an_edit_whose_ground_has_changed_can_be_computed_again():
     page, (first, second) = two_edits()
     page = click(toggle(page, first), f"again:{second}")
     assert [(row.number, row.shifted) for row in rows(page)] == [(1, False), (3, False)]
+
+
+def three_edits_on_other_ground():
+    """A page with three edits, the first of which is switched off, and their ids."""
+    page, _ = two_edits()
+    page = applied(filled(page, "What is the capital of Australia?", "Sydney [x](http://e.org) *a*"))
+    edits = [row.edit for row in rows(page)]
+    return toggle(page, edits[0]), edits
+
+
+def test_before_computing_again_the_page_says_which_edits_that_makes_anew():
+    page, (_, second, third) = three_edits_on_other_ground()
+    assert page.button(key=f"again:{second}").label == "Compute #2 and #3 again"
+    assert page.button(key=f"again:{third}").label == "Compute #3 again"
+    assert "Makes #2 and #3 anew" in page.button(key=f"again:{second}").help
+
+
+def test_after_computing_again_the_page_says_what_changed_edit_by_edit():
+    page, (_, second, _) = three_edits_on_other_ground()
+    page = click(page, f"again:{second}")
+    told = next(m.value for m in page.markdown if "computed again" in m.value)
+    assert "2 edits were computed again" in told and "took now\\, and did not hold before" in told
+    assert "[x](" not in told and "*a*" not in told
+    frame = next(d.value for d in page.dataframe if "Took" in d.value)
+    assert list(frame["Took"]) == ["no → yes", "no → yes"]
+    assert [cell.partition(" ")[0] for cell in frame["Edit"]] == ["#2", "#3"]
+    assert frame["New answer"][0].startswith("1 % → 9") and frame["Paraphrases"][0] == "0 → 4 of 4"
+    again = opened(session_of(page))
+    assert any("computed again" in m.value for m in again.markdown), "a reload keeps it"
+    assert not any("computed again" in m.value for m in click(again, "undo").markdown)
 
 
 def test_undoing_everything_shows_the_base_model_again():
@@ -182,6 +230,7 @@ def test_a_patch_is_brought_in_on_top():
     page = filled(opened(steps=1))
     page = click(brought(page, "edit.zip", zipped(**{"patch.json": "{}"})), "bring-in")
     assert [row.target for row in rows(page)] == ["Boris Johnson"]
+    assert page.button(key="bring-in").label == "Bring it in again" and "Brought in" in words(page)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", zipped(**{"../patch.json": "{}"}), zipped(**{"a.py": "x"})])
@@ -233,7 +282,16 @@ def test_a_share_link_shows_frozen_results_and_cannot_edit():
     page = elsewhere(page, "shared")
     shown = words(page)
     assert "Read-only" in shown and "Boris Johnson" in shown and page.get("plotly_chart")
+    assert "the model without this edit" in shown, "it says which model answers"
     assert not keys(page) & {"apply", "undo", "reset", "share"} and len(fake_engine.current().asked) == asked
+
+
+def test_a_share_link_says_which_edits_were_switched_off():
+    page, (first, _) = two_edits()
+    page = click(toggle(page, first), "share")
+    page.query_params["link"] = page.code[0].value.partition("link=")[2]
+    options = elsewhere(page, "shared").selectbox(key="shared-edit").options
+    assert options[0].endswith("Boris Johnson (switched off)") and options[1].endswith("Mark Twain")
 
 
 @pytest.mark.parametrize("link", ["", "nonsense", "s" * 25, "<script>", "../../etc/passwd"])

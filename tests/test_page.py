@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
+from streamlit.runtime.scriptrunner_utils.exceptions import RerunException
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
 from streamlit.testing.v1 import AppTest
 
 from dashboard import resources, state
 from dashboard.examples import EXAMPLES
+from editcore.errors import BY_NAME, BadRequest, EngineError
 from editcore.world.facts import load_world
 from tests import fake_engine
 from tests.fake_engine import KNOWN, METHODS, PM
@@ -89,13 +95,23 @@ def test_an_example_fills_the_form(example):
 
 def test_a_message_sent_before_the_browser_heard_of_a_fill_does_not_undo_it(monkeypatch):
     page = opened(steps=1)
-    page.pills(key=state.EXAMPLE).set_value(0)
+    page.get("button_group")[0].set_value(0)
     page = checked(page.run())
     stale = filled(page, "", "")
     assert [stale.text_input(key=k).value for k in (state.PROMPT, state.TARGET)] == [PM, "Boris Johnson"]
     monkeypatch.setattr(state, "_FILL_HOLDS", 0.0)
     emptied = filled(stale, "", "")
     assert emptied.text_input(key=state.PROMPT).value == ""
+
+
+def test_a_message_sent_before_the_browser_heard_that_no_example_is_lit_is_no_click_on_one():
+    page = opened(steps=1)
+    page.get("button_group")[0].set_value(0)
+    stale = [w for w in checked(page.run())._tree.get_widget_states().widgets if state.EXAMPLE in w.id]
+    page = filled(page, "Who wrote Emma?", "Me")
+    heard = [w for w in page._tree.get_widget_states().widgets if state.EXAMPLE not in w.id]
+    page = checked(page._run(WidgetStates(widgets=[*heard, *stale])))
+    assert stale and [page.text_input(key=k).value for k in (state.PROMPT, state.TARGET)] == ["Who wrote Emma?", "Me"]
 
 
 def test_the_examples_are_questions_of_the_world_with_another_answer():
@@ -358,6 +374,91 @@ def test_an_edit_that_broke_says_so_and_can_be_tried_again(kind, said):
     page = applied(filled(opened(steps=1, fail=kind)))
     assert said in page.error[0].value and "Nothing of it was kept" in page.error[0].value
     assert "Base model answers" in words(page) and not page.button(key="apply").disabled
+
+
+def late(times: int = 1) -> list[EngineError]:
+    return [EngineError("'preflight' was not answered within 8 s.", "The engine is busy (edit).") for _ in range(times)]
+
+
+def test_a_check_that_came_too_late_keeps_nobody_from_applying_and_can_be_asked_for_again():
+    page = opened(steps=1)
+    fake_engine.current().breaks["preflight"] = late()
+    page = filled(page)
+    assert "The model has not checked this yet" in words(page) and not page.button(key="apply").disabled
+    page.button(key="check-again").click()
+    page = checked(page.run())
+    assert "The answer is 2" in words(page) and "check-again" not in keys(page)
+
+
+def test_a_check_that_came_too_late_is_asked_for_again_by_itself_a_few_times(monkeypatch):
+    page = opened(steps=1)
+    monkeypatch.setattr("time.monotonic", itertools.count(time.monotonic(), 20).__next__)  # every wait is over at once
+    fake_engine.current().breaks["preflight"] = late(3)
+    page = filled(page)
+    assert "The answer is 2" in words(page)
+    fake_engine.current().breaks["preflight"] = late(9)
+    page = filled(page, "What is the capital of Australia?", "Sydney")
+    assert len(fake_engine.current().breaks["preflight"]) == 5, "asked once, and three times again"
+    assert "by itself" not in words(page) and "check-again" in keys(page)
+
+
+@pytest.mark.parametrize("kind", ["EngineError", "EngineBusy"])
+def test_a_click_on_an_engine_that_is_gone_gets_a_message_and_a_button_to_try_again(kind):
+    page = filled(opened(steps=1))
+    fake_engine.current().breaks["submit"] = [BY_NAME[kind]("The worker stopped before it could answer.")]
+    page = applied(page)
+    assert "The worker stopped" in page.error[0].value and not fake_engine.current().submitted
+    assert [page.text_input(key=k).value for k in (state.PROMPT, state.TARGET)] == [PM, "Boris Johnson"]
+    page.button(key="retry:apply").click()
+    page = checked(page.run())
+    assert len(fake_engine.current().submitted) == 1 and "Edited: Boris Johnson" in words(page) and not page.error
+
+
+def test_a_message_about_a_click_stays_when_the_subject_is_found_meanwhile():
+    page = opened(steps=1)
+    fake_engine.current().breaks |= {"suggest": late(2), "submit": late()}
+    page = applied(filled(page))
+    page = checked(page.run())
+    assert page.text_input(key=state.SUBJECT).value == "United Kingdom"
+    assert page.error and "retry:apply" in keys(page)
+
+
+@pytest.mark.parametrize("where", ["health", "suggest", "preflight", "submit"])
+def test_a_click_whose_run_is_cut_off_before_it_was_answered_is_still_one_edit(where):
+    page = opened(steps=1)
+    fake_engine.current().breaks["suggest"] = [BadRequest("Not now.")] * 9  # so that every run asks again
+    page = filled(page)
+    page.session_state["_once:preflight"] = None
+    fake_engine.current().breaks["suggest"] = []
+    if where == "health":  # the engine is back between two looks: the page is drawn anew in the middle
+        fake_engine.current().breaks["health"] = [EngineError("gone")]
+    else:  # another message of the browser, as the framework carries it out
+        fake_engine.current().breaks[where] = [RerunException(RerunData())]
+    page = applied(page)
+    assert len(fake_engine.current().submitted) == 1 and "Edited: Boris Johnson" in words(page)
+    assert not fake_engine.current().breaks.get(where), "it was cut off there"
+    assert len(rows_of(page)) == 1 and "retry:apply" not in keys(checked(page.run()))
+
+
+def rows_of(page: AppTest):
+    return fake_engine.current().sessions.state(session_of(page)).rows
+
+
+def test_a_click_that_was_cut_off_by_a_change_of_the_form_applies_neither_text_and_says_so():
+    page = filled(opened(steps=1))
+    page.session_state["_clicks"] = {"apply": ("what the form said", "token", time.monotonic())}
+    page = checked(page.run())
+    assert "The form changed before this could begin" in words(page) and not fake_engine.current().submitted
+    assert "The form changed" not in words(checked(page.run()))
+
+
+def test_a_click_nobody_answered_is_forgotten_on_another_page():
+    page = filled(opened(steps=1))
+    page.session_state["_clicks"] = {"apply": (state_of(page, "_job"), "token", time.monotonic())}
+    page.switch_page("views/compare.py")
+    checked(page.run())
+    page.switch_page("views/edit.py")
+    assert "The form changed" not in words(checked(page.run())) and not fake_engine.current().submitted
 
 
 def test_while_the_engine_starts_the_form_can_be_filled_but_not_applied():

@@ -54,12 +54,12 @@ def form(page: Frame) -> None:
     else:
         outlook(wanted, plans, page)
     label = f"Compare {counted(len(plans), 'method')}" if plans else "Compare"
-    if st.button(
-        label, key="compare", type="primary", shortcut="Ctrl+Enter", icon=":material/compare_arrows:",
-        disabled=bool(reason) or not page.can_ask, help=plain(reason) or None,
+    if request.sender(
+        label, "compare", icon=":material/compare_arrows:", disabled=bool(reason) or not page.can_ask,
+        help=plain(reason) or None,
     ):  # fmt: skip
         start(page.session, wanted, plans)
-    request.error_beside("")
+    request.error_beside("", "", "compare")
     state.keep_draft(paraphrases, probes)
 
 
@@ -150,14 +150,15 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
 
 def start(session: str, wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Hand the comparison to the engine; the same click twice is one job."""
-    key = state.digest(["compare", to_plain(wanted), plans, state.attempt()])
+    key = state.digest(["compare", to_plain(wanted), plans, state.attempt("compare")])
     state.forget_error()
     try:
         job = resources.engine().compare(session, wanted, plans, key)
     except EditcoreError as error:
-        state.remember_error(type(error).__name__, str(error))
+        state.remember_error(type(error).__name__, str(error), "compare")
     else:
         state.watch(job, "comparison")
+    state.answered("compare")
     st.rerun()
 
 
@@ -333,6 +334,7 @@ def pictures(job: JobState) -> None:
     """The scatter, and every probe of every method on one axis."""
     if not any(o.report for o in job.outcomes):
         return
+    answering()
     left, right = st.columns((5, 7), gap="large")
     with left:
         st.markdown("##### General and local?")
@@ -377,8 +379,13 @@ def picked(page: Frame, job: JobState) -> None:
                 "Keep this edit", key="keep", type="primary", icon=":material/check:", disabled=not page.can_ask,
                 on_click=keep, args=(page.session, one.report), help="Applies it, and opens it on the page Edit.",
             )  # fmt: skip
-        request.error_beside("")
-        results.show(one.report)
+        request.error_beside("", "keep")
+        results.show(one.report, switch=answering)
+
+
+def answering() -> None:
+    """Which models every chart of a comparison leads from and to."""
+    st.caption("○ the model as it was when the comparison began, ● the same with one method's edit; none is in place.")
 
 
 def keep(session: str, report: EditReport) -> None:
@@ -388,7 +395,7 @@ def keep(session: str, report: EditReport) -> None:
     try:
         job = resources.engine().submit(session, [report.request], report.method, report.settings, key)
     except EditcoreError as error:
-        state.remember_error(type(error).__name__, str(error))
+        state.remember_error(type(error).__name__, str(error), "keep")
         return
     method = next((m for m in resources.methods() if m.name == report.method), None)
     if method:

@@ -26,11 +26,12 @@ from dashboard import (
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
-from editcore.errors import EditcoreError
+from editcore.errors import EditcoreError, EngineError
 from editcore.gate import check_request
 from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
 
 POLL, QUEUED = 0.3, 1.5  # seconds between two looks at a running job, and at one with others before it
+_ASK_AGAIN = (2.0, 5.0, 10.0)  # seconds after which an unanswered check is asked for again
 _FIRST_LOOK = 0.9  # seconds the first look stays, so that a quick edit needs no second one
 
 
@@ -65,12 +66,12 @@ def form(page: Frame) -> Frame:
     paraphrases, probes = request.checks(prompt, target)
     wanted = EditRequest(prompt, target, subject, None, paraphrases, probes)
     reason = preflight(wanted, method, settings, page)
-    if st.button(
-        "Apply edit", key="apply", type="primary", shortcut="Ctrl+Enter", icon=":material/edit:", width="stretch",
-        disabled=bool(reason) or not page.can_ask, help=plain(reason) or None,
+    if request.sender(
+        "Apply edit", "apply", icon=":material/edit:", width="stretch", disabled=bool(reason) or not page.can_ask,
+        help=plain(reason) or None,
     ):  # fmt: skip
         page = apply(page, wanted, method, settings)
-    request.error_beside("")
+    request.error_beside("", "", "apply")
     state.keep_draft(paraphrases, probes)
     return page
 
@@ -96,6 +97,9 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
                 st.caption(f":material/hourglass_top: {frame.CHECKING}")
                 return frame.CHECKING
             plan = from_plain(Preflight, told)
+        except EngineError as error:
+            unchecked(state.digest(asked), str(error))
+            return ""
         except EditcoreError as error:
             st.warning(message(str(error)), icon=":material/block:")
             return str(error)
@@ -103,6 +107,32 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
             prepare.offer(method, plan.training, page)
             return plan.problems[0]
         return _plan(plan)
+
+
+def unchecked(asked: str, why: str) -> None:
+    """The engine did not say what the click will do: it is asked again, a few times by itself, then by a button."""
+    before, failures = state.value("_unchecked", ("", 0))
+    failures = failures + 1 if before == asked else 1
+    state.leave("unchecked", (asked, failures))
+    again = " It is asked again by itself." if failures <= len(_ASK_AGAIN) else ""
+    st.caption(f":material/hourglass_top: The model has not checked this yet.{again} You can apply it unchecked.",
+               help=message(why))  # fmt: skip
+    st.button("Check again", key="check-again", icon=":material/refresh:", type="tertiary",
+              on_click=check_again)  # fmt: skip
+    if again:
+        wait_to_check(time.monotonic() + _ASK_AGAIN[failures - 1])
+
+
+def check_again() -> None:
+    """The page asks at once, and counts from the beginning."""
+    state.take("unchecked")
+
+
+@st.fragment(run_every=1.0)
+def wait_to_check(due: float) -> None:
+    """Draws nothing; the page asks again when it is due."""
+    if time.monotonic() >= due:
+        st.rerun()
 
 
 def _plan(plan: Preflight) -> str:
@@ -145,16 +175,18 @@ def use_nearest(key: str) -> None:
 
 def apply(page: Frame, wanted: EditRequest, method: MethodInfo, settings: dict[str, Any]) -> Frame:
     """Hand the edit to the engine and look at it from now on; the same click twice is one job."""
-    key = state.digest([to_plain(wanted), method.name, settings, state.attempt()])
+    key = state.digest([to_plain(wanted), method.name, settings, state.attempt("apply")])
     state.forget_error()
     try:
         with resources.turns().lent():  # while the engine is restarted this takes long
             job = resources.engine().submit(page.session, [wanted], method.name, settings, key)
     except EditcoreError as error:
-        state.remember_error(type(error).__name__, str(error))
+        state.remember_error(type(error).__name__, str(error), "apply")
+        state.answered("apply")
         st.rerun()
     state.watch(job, "edit")
     state.watch("", "preparation")
+    state.answered("apply")
     return replace(page, edit=frame.poll(job))
 
 
@@ -207,7 +239,7 @@ def progress(job_id: str, far: bool) -> None:
     with st.container(height=150, border=True, key="progress"):
         words, bar = st.empty(), st.empty()
         st.button("Cancel", key="cancel", icon=":material/close:", on_click=frame.cancel, args=(job_id,))
-        until = time.monotonic() + (_FIRST_LOOK if state.first_look(job_id) else 0)
+        until = time.monotonic() + (_FIRST_LOOK if state.first_look(job_id, "progress") else 0)
         drawn = -math.inf
         while not (job := resources.engine().poll(job_id, after=10**9)).finished:
             now = time.monotonic()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import streamlit as st
 
 from dashboard import resources, results, state
 from dashboard.frame import model_words
-from dashboard.text import plain, shorten
+from dashboard.text import percent, plain, shorten
 from editcore.records import EditReport, ModelInfo, from_plain
 
 
@@ -27,15 +29,28 @@ def main() -> None:
         st.badge("Read-only", icon=":material/visibility:", color="gray")
         st.caption(plain(model_words(from_plain(ModelInfo, model)) if model else found.model), width="content")
     st.markdown(f"### {plain(found.title)}")
-    st.caption(f"Results as they were on {when:%d %B %Y, %H:%M} UTC, each measured when its edit was made.")
+    st.caption("Somebody corrected what this language model believes; this is what each correction changed. Results as "
+               f"they were on {when:%d %B %Y, %H:%M} UTC, each measured when its edit was made.")  # fmt: skip
     every = [(edit, report) for edit, reports in rows for report in reports]
     index = st.selectbox(
         "Edit", range(len(every)), key="shared-edit",
         format_func=lambda i: f"#{every[i][0]['number']} {shorten(every[i][1].request.prompt, 60)} "
-                              f"→ {every[i][1].request.target}",
+                              f"→ {every[i][1].request.target}{counting(every[i][0])}",
     ) if len(every) > 1 else 0  # fmt: skip
-    results.show(every[int(index or 0)][1])
+    results.show(every[int(index or 0)][1], switch=answering)
     state.forget_error()
+
+
+def counting(row: Mapping[str, Any]) -> str:
+    """How an edit counted when the link was made, unless that was as computed."""
+    if not row["on"]:
+        return " (switched off)"
+    return "" if row["strength"] == 1 else f" (at {percent(row['strength'])})"
+
+
+def answering() -> None:
+    """Which models the charts lead from and to."""
+    st.caption("○ the model without this edit, ● with it; what was in place when it was made counts in both.")
 
 
 main()

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from editcore.history import Move, Row
 from editcore.records import Checkup, EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
+from editcore.remade import Remade
 from editcore.store.library import Library
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
@@ -111,6 +112,10 @@ class Sessions(Protocol):
 
     def course(self, session: str) -> tuple[tuple[int, Checkup], ...]:
         """How the model was after each edit of the stack, with the edit's number; where it was not read, nothing."""
+        ...
+
+    def remade(self, session: str, edit: str) -> tuple[Remade, ...]:
+        """What computing again changed, for all edits that were computed with this one; () when it was not."""
         ...
 
 

@@ -171,6 +171,12 @@ class Desk:
         """See `DeskLike.view`."""
         return view(self.handle, report, self._patches(standing))
 
+    def measure(
+        self, standing: Standing, folder: Path, requests: Sequence[EditRequest], stop: Callable[[], bool]
+    ) -> tuple[EditReport, ...]:
+        """See `DeskLike.measure`."""
+        return measured(self.handle, self._patch(folder).scaled(1.0), requests, self._patches(standing), stop)
+
     def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:
         """See `checkup.check_up`."""
         from editcore import checkup

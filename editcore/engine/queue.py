@@ -91,6 +91,12 @@ class DeskLike(Protocol):
         """The report with its probes read by the base model and with what is standing."""
         ...
 
+    def measure(
+        self, standing: Standing, folder: Path, requests: Sequence[EditRequest], stop: Callable[[], bool]
+    ) -> tuple[EditReport, ...]:
+        """What the patch in `folder` does at full strength on top of what is standing, one report a request."""
+        ...
+
     def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:
         """How the model is with these edits standing."""
         ...

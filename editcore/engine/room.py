@@ -21,12 +21,13 @@ from editcore import history
 from editcore.engine import wire
 from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
 from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
-from editcore.engine.sessions import CHECKUP, print_of_view
+from editcore.engine.sessions import CHECKUP, REMADE, print_of_view
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.history import Stack
 from editcore.home import check_session
 from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress, to_plain
+from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
 _UNEXPECTED: dict[JobKind, str] = {
@@ -225,7 +226,10 @@ class Room:
         desk.prepare(method, examples, self._hear(job), job.stop.is_set)
 
     def _recompute(self, desk: DeskLike, job: Job) -> EditReport:
-        """An edit and all above it again, each on what is now beneath it; those switched off are left as they are."""
+        """An edit and all above it again, each on what is now beneath it; those switched off stay off.
+
+        How each stood until now is read first, so that what changed can be told.
+        """
         ((_, options),) = job.plans
         stack = self._store.stack(job.session)
         first = next((i for i, place in enumerate(stack) if place.edit == options["edit"]), len(stack))
@@ -235,20 +239,26 @@ class Room:
         below = list(history.in_place(kept))
         folders = self._store.placed(below)
         made: list[Made] = []
+        changed: list[Remade] = []
         for number, place in enumerate(again, 1):
             old = self._store.edit(job.session, place.edit)
             folder = self._store.blobs.scratch(f"{job.job}-{number}")
-            title = f"{old.reports[0].method}, {number} of {len(again)}"
-            hear = self._hear(job, title)
+            hear = self._hear(job, f"#{old.number}, {number} of {len(again)}")
             requests = [report.request for report in old.reports]
+            hear(Progress("read", 0, 1))
+            ground = self._store.placed(history.beneath(stack, place.edit))
+            before = desk.measure(ground, old.folder, requests, job.stop.is_set)
             method, settings = old.reports[0].method, dict(old.reports[0].settings)
             reports = desk.edit(folders, requests, method, settings, hear, job.stop.is_set, folder)
             made.append(Made(f"{job.job}-{number}", reports, tuple(below)))
+            target = requests[0].target
+            changed.append(Remade(old.id, old.number, made[-1].id, target, stand(before), stand(reports)))
             if place.on and place.strength > 0:
                 below.append((made[-1].id, place.strength))
                 folders.append((folder, place.strength))
         name = f"#{self._store.edit(job.session, again[0].edit).number}"
         said = f"compute {name} again" if len(again) == 1 else f"compute {name} and {len(again) - 1} more again"
+        self._store.remember(job.session, REMADE, job.job, [to_plain(one) for one in changed])  # before it is shown
         return self._commit(job, made, said, kept, [(p.on, p.strength) for p in again])
 
     def _adopt(self, desk: DeskLike, job: Job) -> EditReport:

@@ -10,6 +10,7 @@ from editcore.engine.contract import SessionState
 from editcore.errors import EngineBusy
 from editcore.history import Move
 from editcore.records import Checkup, EditReport, from_plain
+from editcore.remade import Remade
 from editcore.store import Library, Store
 
 _INTERRUPTED = {
@@ -17,7 +18,7 @@ _INTERRUPTED = {
     "comparison": "A comparison was interrupted when the program stopped. Press Compare again.",
     "preparation": "A training was interrupted when the program stopped. Started again, it goes on where it was.",
 }
-CHECKUP = "checkup"  # what its readings are called in the store
+CHECKUP, REMADE = "checkup", "remade"  # what their readings are called in the store
 
 
 class StoredSessions:
@@ -85,12 +86,22 @@ class StoredSessions:
                 found.append((row.number, from_plain(Checkup, told)))
         return tuple(found)
 
+    def remade(self, session: str, edit: str) -> tuple[Remade, ...]:
+        """See `Sessions.remade`."""
+        told = self._store.reading(session, REMADE, job_of(edit)) or ()
+        return tuple(from_plain(Remade, one) for one in told)
+
     def _check_free(self, session: str) -> None:
         job = self._unfinished(session)
         if job:
             raise EngineBusy(
                 f"A job of this session is unfinished (job {job}).", "", "Wait for it or cancel it, then change it."
             )
+
+
+def job_of(edit: str) -> str:
+    """The job that made an edit; those of a job that makes several are numbered behind it."""
+    return edit.partition("-")[0]
 
 
 def print_of_view(edit: str, request: int, which: str, standing: tuple[tuple[str, float], ...]) -> str:
