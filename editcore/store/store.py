@@ -74,7 +74,8 @@ class Store:
     """All sessions under one data folder, or in one database. Safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.database, self.blobs = home, Database(home), Blobs(home)
+        self.home, self.database = home, Database(home)
+        self.blobs = Blobs(home, self.database.folder)
 
     @property
     def note(self) -> str:

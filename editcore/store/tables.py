@@ -9,6 +9,11 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaD
 
 metadata = MetaData()
 
+about = Table(
+    "about", metadata,
+    Column("id", String(32), primary_key=True),  # of this database; it has one row
+)  # fmt: skip
+
 sessions = Table(
     "sessions", metadata,
     Column("id", String(64), primary_key=True),
@@ -60,6 +65,7 @@ jobs = Table(
     Column("session", String(64), nullable=False, index=True),
     Column("kind", String(16), nullable=False),
     Column("methods", Text, nullable=False),
+    Column("work", Text, nullable=False, default=""),  # what was asked, to be run again; packed, "" when it cannot be
     Column("ended", Boolean, nullable=False, default=False),
     Column("at", Float, nullable=False),
 )  # fmt: skip
