@@ -161,6 +161,10 @@ class FakeEngine:
     def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
         return self._add("export", session, None, [(format, dict(options))], key)
 
+    def again(self, session: str, job: str, key: str) -> str:
+        kind, requests, plans = self.sessions.asked(session, job)
+        return self._add(kind, session, requests[0] if requests else None, [(m, dict(s)) for m, s in plans], key)
+
     def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
         self.asked.append(("view", {"edit": edit, "which": which}))
         report = self.sessions.reports(session, edit)[request]

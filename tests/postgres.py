@@ -9,18 +9,21 @@ import signal
 import subprocess
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import sqlalchemy as sa
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/pgsql/bin")
-MISSING = "PostgreSQL is not installed, so the store was not tried on it: `apt-get install postgresql`, or on macOS \
-`brew install postgresql`. Continuous integration has to have it."
+MISSING = """PostgreSQL or its driver is not installed, so the store was not tried on it: `apt-get install postgresql` \
+(macOS: `brew install postgresql`) and `pip install --group dev`."""
 USER = "editcore"
 
 
 def programs() -> Path | None:
-    """The folder of `initdb` and `postgres`; None when there is none."""
+    """The folder of `initdb` and `postgres`; None when there is none, or no driver."""
+    if find_spec("psycopg") is None:
+        return None
     named = shutil.which("initdb")
     found = [Path(named).resolve().parent] if named else []
     for place in PLACES:

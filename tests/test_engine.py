@@ -373,7 +373,7 @@ def test_a_kill_in_the_middle_of_a_comparison_keeps_what_was_seen(tmp_path):
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
         assert (state.status, [o.method for o in state.outcomes]) == ("lost", ["rome"])
-        assert "Press Compare again" in state.error
+        assert "Run it again" in state.error
         assert engine.sessions.state(session).edited and engine.sessions.state(session).job is None
 
 
@@ -431,7 +431,7 @@ def test_kill_in_the_middle_of_an_edit_loses_only_that_edit(tmp_path):
         os.kill(pid, signal.SIGKILL)
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
-        assert state.status == "lost" and "Press Apply again" in state.error and state.error_kind == "EngineError"
+        assert state.status == "lost" and "Run it again" in state.error and state.error_kind == "EngineError"
         assert len(state.events) == state.sequence > 0
         assert engine.poll(waits).status == "lost"
         assert engine.health().state in ("restarting", "ready")

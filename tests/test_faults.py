@@ -144,8 +144,11 @@ def test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back(tmp_path):
         job = submit(engine, session, steps=400, pause=0.02)
         until(lambda: engine.poll(job).sequence > 0)
     with watched(tmp_path, after=600) as engine:
-        assert "An edit was interrupted" in engine.sessions.state(session).interrupted
-        assert engine.sessions.state(session).interrupted == ""
+        state = engine.sessions.state(session)
+        assert "An edit was interrupted" in state.interrupted and state.cut == job
+        assert finish(engine, engine.again(session, job, "again")).status == "done"
+        state = engine.sessions.state(session)
+        assert (state.interrupted, state.cut, [row.target for row in state.rows]) == ("", "", ["Rome"])
 
 
 # work that hangs --------------------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ def test_a_hung_step_costs_its_worker_and_nothing_that_was_applied(tmp_path):
         done = submit(engine, session)
         assert finish(engine, done).status == "done"
         state = finish(engine, submit(engine, session, "hangs", pause=600))
-        assert state.status == "lost" and "gave no sign of life" in state.error and "Press Apply again" in state.error
+        assert state.status == "lost" and "gave no sign of life" in state.error and "Run it again" in state.error
         assert [row.edit for row in engine.sessions.state(session).rows] == [done]
         assert finish(engine, submit(engine, session, "again")).status == "done"
 

@@ -21,6 +21,7 @@ from editcore.history import Move, Place
 from editcore.home import new_session
 from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds, to_plain
 from editcore.store import Library, Made, Store, blobs, database
+from editcore.store.store import Job
 from editcore.store.library import DAY, LOCAL
 from editcore.store.tables import edits, metadata
 
@@ -429,11 +430,37 @@ def test_an_edit_that_neither_undo_nor_redo_leads_to_goes_after_a_month(store):
     assert library.prune(now + 400 * DAY) == (0, 0)
 
 
-def test_an_interrupted_job_is_told_once(store):
-    session = new_session()
-    store.begin_job(session, "j1", "edit", ["rome"])
-    assert store.interrupted(session, time.time() - 60) == ""
-    assert store.interrupted(session, time.time() + 1) == "edit" and store.interrupted(session, time.time() + 1) == ""
-    store.begin_job(session, "j2", "edit", ["rome"])
+def test_an_interrupted_job_is_told_until_another_begins_or_it_is_ended(store):
+    session, work = new_session(), {"requests": [{"prompt": "a\0\ud800"}], "plans": [["rome", {"layer": 1}]]}
+    store.begin_job(session, "j1", "edit", ["rome"], work)
+    assert store.interrupted(session, ()) is None and store.interrupted(new_session(), store.unended()) is None
+    for _ in range(2):
+        assert store.interrupted(session, store.unended()) == Job("j1", "edit", work)
+    assert store.asked(session, "j1").work == work
+    store.begin_job(session, "j2", "adoption", ["x.zip"])
+    assert store.interrupted(session, {"j1"}) is None and store.interrupted(session, {"j2"}) == Job(
+        "j2", "adoption", None
+    )
     store.end_job("j2")
-    assert store.interrupted(session, time.time() + 1) == ""
+    assert store.interrupted(session, {"j1", "j2"}) is None and not store.unended()
+
+
+def test_what_was_asked_is_kept_of_a_lost_job_and_of_no_other(store):
+    session = new_session()
+    store.begin_job(session, "j1", "edit", ["rome"], [1])
+    store.end_job("j1", lost=True)
+    assert store.asked(session, "j1").work == [1] and store.interrupted(session, {"j1"}) is None
+    store.begin_job(session, "j2", "edit", ["rome"], [2])
+    store.end_job("j2")
+    for job, whose in (("j1", session), ("j2", session), ("j2", new_session())):
+        with pytest.raises(BadRequest, match="cannot be run again"):
+            store.asked(whose, job)
+
+
+def test_a_job_cut_off_behind_its_commit_is_not_told(store):
+    session = new_session()
+    for edit in ("whole", "again-1"):
+        store.begin_job(session, edit.partition("-")[0], "edit", ["rome"])
+        add_one(store, session, edit)
+        assert store.interrupted(session, store.unended()) is None and store.committed(edit.partition("-")[0]) == edit
+    assert not store.committed("agai")

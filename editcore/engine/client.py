@@ -22,14 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from editcore.engine import wire
-from editcore.engine.contract import (
-    Health,
-    JobKind,
-    JobState,
-    Plans,
-    outdated,
-    recent,
-)
+from editcore.engine.contract import Health, JobKind, JobState, Plans, outdated, recent
 from editcore.engine.inline import PROBE_TIMEOUT, wait
 from editcore.engine.process import begin, end
 from editcore.engine.queue import check_work, fail, unknown_job
@@ -169,6 +162,11 @@ class LocalEngine:
     def recompute(self, session: str, edit: str, key: str) -> str:
         """See `Engine.recompute`."""
         return self._submit("recomputation", session, [], [("", {"edit": edit})], key)
+
+    def again(self, session: str, job: str, key: str) -> str:
+        """See `Engine.again`."""
+        kind, requests, plans = self._sessions.asked(session, job)
+        return self._submit(kind, session, requests, plans, key)
 
     def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
         """See `Engine.adopt`."""
@@ -320,9 +318,9 @@ class LocalEngine:
             return
         report: EditReport | None = None
         with contextlib.suppress(EditcoreError, OSError):
-            if self._store.committed(known.state.job):
-                report = self._store.edit(known.state.session, known.state.job).reports[0]
-            self._store.end_job(known.state.job)
+            if edit := self._store.committed(known.state.job):
+                report = self._store.edit(known.state.session, edit).reports[0]
+            self._store.end_job(known.state.job, lost=report is None)
             self._store.blobs.discard(known.state.job)
         with self._changed:
             if known.state.finished:

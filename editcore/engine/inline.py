@@ -78,6 +78,11 @@ class InlineEngine:
         """See `Engine.recompute`."""
         return self._room.submit("recomputation", session, [], [("", {"edit": edit})], key)
 
+    def again(self, session: str, job: str, key: str) -> str:
+        """See `Engine.again`."""
+        kind, requests, plans = self._sessions.asked(session, job)
+        return self._room.submit(kind, session, requests, plans, key)
+
     def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
         """See `Engine.adopt`."""
         source, requests = unpacked(data, name, self._home), [request] if request else []

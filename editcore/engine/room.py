@@ -21,7 +21,7 @@ from editcore import history
 from editcore.engine import wire
 from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
 from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
-from editcore.engine.sessions import CHECKUP, print_of_view
+from editcore.engine.sessions import CHECKUP, print_of_view, to_be_noted
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.history import Stack
@@ -82,7 +82,8 @@ class Room:
         """See `Engine.submit`, `Engine.compare` and the other kinds of work."""
 
         def noted(job: Job) -> None:
-            self._store.begin_job(session, job.job, kind, [method for method, _ in job.plans])
+            work = to_be_noted(kind, job.requests, job.plans)
+            self._store.begin_job(session, job.job, kind, [method for method, _ in job.plans], work)
 
         return self._queue.submit(kind, session, requests, plans, key, noted)
 
