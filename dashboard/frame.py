@@ -117,8 +117,10 @@ def interruption(view: SessionState, busy: bool) -> None:
 
 def run_again(session: str, job: str, busy: bool) -> None:
     """The button that asks once more for what a lost or interrupted job was asked."""
-    st.button("Run it again", key=f"run:{job}", icon=":material/replay:", disabled=busy, on_click=again,
-              args=(session, job), help="The same request with the same method and settings, on what is in place now")  # fmt: skip
+    st.button(
+        "Run it again", key=f"run:{job}", icon=":material/replay:", disabled=busy, on_click=again, args=(session, job),
+        help="The same request with the same method and settings, on what is in place now",
+    )  # fmt: skip
 
 
 def shown_as(kind: JobKind) -> JobKind:

@@ -19,7 +19,7 @@ from typing import Any
 
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
-from editcore.engine.sessions import CHECKUP, StoredSessions
+from editcore.engine.sessions import CHECKUP, StoredSessions, to_be_noted
 from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
@@ -188,6 +188,8 @@ class FakeEngine:
         elif kind == "comparison":
             self.compared.append((request, plans))
         self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
+        noted = to_be_noted(kind, [request] if request else [], plans)
+        self.store.begin_job(session, job, kind, [method for method, _ in plans], noted)
         self.keys[session, key] = job
         return job
 
@@ -206,6 +208,7 @@ class FakeEngine:
             elif job.kind in ("edit", "adoption"):
                 job.report = make_report(job.request, *job.plans[0], self.took)
                 self._apply(job)
+            self.store.end_job(job.name, lost=job.ended == "lost")
         return job.ended or "running"
 
     def _step(self, job: _Job) -> int:

@@ -1,7 +1,7 @@
 """Patches on disk under the hash of their content: written once, shared by whoever has the same, never changed.
 
-Layout: patches/<first two letters>/<hash>/ (see `Database.folder`) holds what was written into a scratch folder. A folder appears complete or
-not at all: it is flushed and then renamed.
+Layout: patches/<first two letters>/<hash>/ holds what was written into a scratch folder (`Database.folder` names the
+first one). A folder appears complete or not at all: it is flushed and then renamed.
 """
 
 from __future__ import annotations

@@ -60,9 +60,11 @@ def connected(url: sa.URL) -> sa.Engine:
     """
     patience = chosen().database_patience
     if url.drivername == "sqlite":
-        return sa.create_engine(url, connect_args={"timeout": patience})
+        return sa.create_engine(url, connect_args={"timeout": patience}, hide_parameters=True)
     try:
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": max(2, round(patience))})
+        return sa.create_engine(
+            url, connect_args={"connect_timeout": max(2, round(patience))}, pool_pre_ping=True, hide_parameters=True
+        )
     except ImportError as error:
         raise EngineError(
             "DATABASE_URL names a PostgreSQL, but psycopg, which speaks to it, is not installed.",
@@ -157,8 +159,8 @@ class Database:
         if self._owns_file and (self._home / "patches").exists():
             (self._home / "patches").replace(self._home / f"damaged-{mark}-patches")
         told = (
-            f"The stored sessions could not be read. The file was kept as damaged-{mark}-{file.name}, its patches beside"
-            " it; a new one was begun."
+            f"The stored sessions could not be read. The file was kept as damaged-{mark}-{file.name}, its patches "
+            "beside it; a new one was begun."
         )
         logger.error(told)
         return told

@@ -266,7 +266,7 @@ class Store:
             at.execute(jobs.update().where(jobs.c.id == job).values(ended=True, **({} if lost else {"work": ""})))
 
     def unended(self) -> frozenset[str]:
-        """The jobs of all sessions that have not ended. When a program starts, those were cut off, whatever its clock."""
+        """The jobs of all sessions that have not ended. When a program starts, those were cut off."""
         with self.database.reading() as at:
             return frozenset(at.execute(sa.select(jobs.c.id).where(jobs.c.ended.is_(False))).scalars())
 
