@@ -29,3 +29,4 @@ with resources.turns().taken():
             page.run()
         except EditcoreError as error:  # what a page could do nothing about, such as a store that cannot be reached
             st.error(message(str(error)), icon=":material/error:")
+        door.way_out()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -42,12 +43,16 @@ class FakeDesk:
     def memory(self):
         return 1234
 
+    def lent(self):
+        return contextlib.nullcontext()
+
     def ask(self, name, arguments):
         if name == "noise":
             print("a library says hello", flush=True)
             os.write(1, b'{"id": 1, "result": "forged"}\n')
         if name == "sleep":
             time.sleep(arguments["seconds"])
+        time.sleep(arguments.get("sleep", 0.0))
         if name == "crash":
             raise ZeroDivisionError("secret detail")
         if name == "wrong":

@@ -214,7 +214,7 @@ def test_errors_of_questions_arrive_as_themselves(engine):
 
 
 def test_a_question_waits_no_longer_than_it_says(engine):
-    job = submit(engine, new_session(), **LONG)
+    job = submit(engine, new_session(), steps=2, pause=2.0)
     running(engine, job)
     start = time.monotonic()
     with pytest.raises(EngineError, match=r"'preflight' was not answered within 0.2 s"):
@@ -267,6 +267,26 @@ def test_a_full_queue_refuses_at_once(inline):
         submit(inline, new_session())
     inline.cancel(first)
     assert {finish(inline, job).status for job in jobs} == {"done"}
+
+
+def test_short_questions_are_answered_between_the_steps_of_an_edit_and_long_ones_are_not(engine):
+    session, other = new_session(), new_session()
+    finish(engine, submit(engine, other))
+    job = submit(engine, session, **LONG)
+    running(engine, job)
+    assert answer(engine, other) == "Rome" and answer(engine, session) is None
+    assert engine.ask("preflight")["name"] == "preflight" and engine.poll(job).status == "running"
+    with pytest.raises(EngineError, match="not answered within"):
+        engine.ask("check_up", 0.2, session=other)
+    engine.cancel(job)
+    finish(engine, job)
+
+
+def test_questions_take_no_more_than_a_share_of_an_edit(inline):
+    job = submit(inline, new_session(), steps=40, pause=0.02)
+    running(inline, job)
+    asked = [inline._room.ask("preflight", {"sleep": 0.3}, 30.0) for _ in range(20)]
+    assert finish(inline, job).seconds < 0.8 * 2 + 0.6 and all(a.result(30.0)["name"] == "preflight" for a in asked)
 
 
 def test_questions_pass_queued_edits(inline):

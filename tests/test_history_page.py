@@ -313,6 +313,7 @@ def test_an_edit_that_was_lost_with_the_engine_is_run_again_by_one_click():
 
 def test_a_store_that_cannot_be_reached_is_said_instead_of_a_page(monkeypatch):
     page = opened(steps=1)
-    monkeypatch.setattr(resources, "library", lambda: (_ for _ in ()).throw(EngineError("It cannot be reached.")))
-    for name in ("edit", "compare", "sessions", "shared"):
-        assert "cannot be reached" in elsewhere(page, name).error[-1].value
+    with monkeypatch.context() as patch:
+        patch.setattr(resources, "library", lambda: (_ for _ in ()).throw(EngineError("It cannot be reached.")))
+        for name in ("edit", "compare", "sessions", "shared"):
+            assert "cannot be reached" in elsewhere(page, name).error[-1].value

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ class Desk:
     def memory(self) -> int:
         """Bytes this process holds."""
         return int(psutil.Process(os.getpid()).memory_info().rss)
+
+    def lent(self) -> AbstractContextManager[None]:
+        """See `DeskLike.lent`."""
+        return self.handle.lent()
 
     def ask(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """One short question; the answer is plain data.

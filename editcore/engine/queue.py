@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from editcore.settings import chosen
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
+SHORT = frozenset({"preflight", "outlook", "suggest", "believe", "probe", "view"})  # answered between steps too
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
@@ -128,6 +130,10 @@ class DeskLike(Protocol):
         self, method: str, examples: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
     ) -> None:
         """Train a method and keep what it learned; raises Cancelled soon after stop()."""
+        ...
+
+    def lent(self) -> AbstractContextManager[None]:
+        """While the block runs, between two steps of an edit, questions are answered as if there were no edit."""
         ...
 
     def memory(self) -> int:
@@ -305,6 +311,15 @@ class WorkQueue:
                     job.status, job.started = "running", time.monotonic()
                     return job
                 self._changed.wait()
+
+    def take_short(self) -> Question | None:
+        """A short question that waits, if there is one; for the work thread between two steps of a job."""
+        with self._changed:
+            for question in [q for q in self._questions if q.name in SHORT]:
+                self._questions.remove(question)
+                if time.monotonic() < question.deadline and question.answer.set_running_or_notify_cancel():
+                    return question
+        return None
 
     def note(self, job: Job, progress: Progress) -> None:
         """Record one event of the running job; time left within the stage is filled in when the job gives none."""

@@ -11,6 +11,7 @@ import logging
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -38,6 +39,8 @@ _UNEXPECTED: dict[JobKind, str] = {
     "export": "The export stopped unexpectedly; nothing was written",
 }
 _EDITING: frozenset[JobKind] = frozenset({"edit", "recomputation", "adoption"})
+_SHARING: frozenset[JobKind] = frozenset({"edit", "recomputation", "comparison"})  # questions pass between their steps
+_SHARE = 3  # a third of a job's seconds at most goes to questions
 _DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Room:
         self._model: ModelInfo | None = None
         self._busy: str | None = "loading"
         self._memory = 0
+        self._lent = 0.0  # seconds of the running job in which questions were answered
         self._cutting_off = False  # the running job is stopped because the program ends
         self._thread = threading.Thread(target=self._work, name="editcore-desk", daemon=True)
 
@@ -186,6 +190,7 @@ class Room:
         }  # fmt: skip
         end: EditReport | EditcoreError | None
         fault: BaseException | None = None
+        self._lent = 0.0
         try:
             end = kinds[job.kind](desk, job)
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
@@ -210,7 +215,7 @@ class Room:
         below = history.in_place(self._store.stack(job.session))
         folder = self._store.blobs.scratch(job.job)
         made = desk.edit(
-            self._store.placed(below), job.requests, method, settings, self._hear(job), job.stop.is_set, folder
+            self._store.placed(below), job.requests, method, settings, self._hear(desk, job), job.stop.is_set, folder
         )
         return self._commit(job, [Made(job.job, made, below)])
 
@@ -218,12 +223,12 @@ class Room:
         trial = desk.trial(self._store.standing(job.session), job.requests[0])
         for number, (method, settings) in enumerate(job.plans, 1):
             self._queue.go_on(job)
-            outcome = self._try(trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
+            outcome = self._try(desk, trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
             self._queue.add(job, outcome)
 
     def _prepare(self, desk: DeskLike, job: Job) -> None:
         ((method, examples),) = job.plans
-        desk.prepare(method, examples, self._hear(job), job.stop.is_set)
+        desk.prepare(method, examples, self._hear(desk, job), job.stop.is_set)
 
     def _recompute(self, desk: DeskLike, job: Job) -> EditReport:
         """An edit and all above it again, each on what is now beneath it; those switched off are left as they are."""
@@ -240,7 +245,7 @@ class Room:
             old = self._store.edit(job.session, place.edit)
             folder = self._store.blobs.scratch(f"{job.job}-{number}")
             title = f"{old.reports[0].method}, {number} of {len(again)}"
-            hear = self._hear(job, title)
+            hear = self._hear(desk, job, title)
             requests = [report.request for report in old.reports]
             method, settings = old.reports[0].method, dict(old.reports[0].settings)
             reports = desk.edit(folders, requests, method, settings, hear, job.stop.is_set, folder)
@@ -277,21 +282,36 @@ class Room:
         found = [self._store.edit(job.session, edit) for edit, _ in chosen]
         edits = [(one.folder, strength, one.reports) for one, (_, strength) in zip(found, chosen, strict=True)]
         folder = self._store.blobs.scratch(job.job)
-        desk.export(form, edits, options, folder / form, self._hear(job))
+        desk.export(form, edits, options, folder / form, self._hear(desk, job))
         job.file = shutil.make_archive(str(folder / f"editcore-{form}"), "zip", folder / form)
 
-    def _hear(self, job: Job, title: str = "") -> Callable[[Progress], None]:
+    def _hear(self, desk: DeskLike, job: Job, title: str = "") -> Callable[[Progress], None]:
         """What a job's progress goes through; with a title in front of its text."""
 
         def report(progress: Progress) -> None:
             text = f"{title}: {progress.text}" if title and progress.text else title or progress.text
             self._queue.note(job, replace(progress, text=text))
+            self._answer_one(desk, job)
 
         return report
 
-    def _try(self, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]) -> Outcome:
+    def _answer_one(self, desk: DeskLike, job: Job) -> None:
+        """Between two steps of an edit, a short question of somebody else; all of them make it at most half longer."""
+        if job.kind not in _SHARING or self._lent > job.seconds(time.monotonic()) / _SHARE:
+            return
+        question = self._queue.take_short()
+        if question is None:
+            return
+        began = time.monotonic()
+        with desk.lent():
+            self._answer(desk, question)
+        self._lent += time.monotonic() - began
+
+    def _try(
+        self, desk: DeskLike, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]
+    ) -> Outcome:  # fmt: skip
         """One method of a comparison; its failure is its own, unless nothing can be computed any more."""
-        report = self._hear(job, title)
+        report = self._hear(desk, job, title)
         report(Progress("read", 0, 1))
         try:
             return Outcome(method, settings, trial(method, settings, report, job.stop.is_set))
