@@ -111,20 +111,25 @@ class Handle:
     def lent(self) -> Iterator[None]:
         """The bare model for a short question, between two steps of an edit on the same thread.
 
-        While the block runs nothing of the edit is in place: no hook, no patch, no announced prompt, no autocast, and
-        random numbers are drawn from a copy of the generators. Afterwards the edit goes on as if nothing had been;
-        neither its `clock` nor its `peak` has seen the block.
+        While the block runs nothing of the edit is in place: no hook, no patch, no announced prompt, no autocast, no
+        block left out (see `resume`), and random numbers are drawn from a copy of the generators. Afterwards the edit
+        goes on as if nothing had been; neither its `clock` nor its `peak` has seen the block.
         """
         began, devices = time.monotonic(), [self.device] if self.device.type == "cuda" else []
         standing, self.standing = self.standing, ()
+        holder, name = self.anatomy.holder, self.anatomy.attribute
+        inside = getattr(holder, name)
         self.peak = self.peak_memory() if devices else 0
         try:
+            if any(a is not b for a, b in zip(inside, self.anatomy.blocks, strict=True)):
+                setattr(holder, name, torch.nn.ModuleList(self.anatomy.blocks))
             with (
                 bared(self.model), unread(), torch.random.fork_rng(devices), torch.enable_grad(),
                 torch.autocast(self.device.type, enabled=False),
             ):  # fmt: skip
                 yield
         finally:
+            setattr(holder, name, inside)
             self.standing = standing
             if devices:
                 torch.cuda.reset_peak_memory_stats(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from editcore import measure, spans, suggest
 from editcore.edit import (
@@ -63,6 +65,12 @@ class Desk:
     def info(self) -> ModelInfo:
         """The loaded model."""
         return self.handle.info()
+
+    def free(self) -> None:
+        """See `DeskLike.free`."""
+        gc.collect()
+        if self.handle.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def memory(self) -> int:
         """Bytes this process holds."""

@@ -36,8 +36,6 @@ KEPT: dict[JobKind, str] = {  # of work that was stopped
     "adoption": "nothing of it was kept",
     "export": "nothing was written",
 }
-
-
 Standing = Sequence[tuple[Path, float]]  # folders of the patches in place, with their strength, oldest first
 Taken = tuple[Path, float, Sequence[EditReport]]  # folder, strength and reports of an edit to be taken away
 
@@ -134,11 +132,12 @@ class DeskLike(Protocol):
 
     def lent(self) -> AbstractContextManager[None]:
         """While the block runs, between two steps of an edit, questions are answered as if there were no edit."""
-        ...
+
+    def free(self) -> None:
+        """Give memory back that nothing needs any more."""
 
     def memory(self) -> int:
         """Bytes held by the model and its patches."""
-        ...
 
 
 @dataclass(slots=True)

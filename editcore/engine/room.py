@@ -6,12 +6,14 @@ everything else is answered at once on the caller's thread.
 
 from __future__ import annotations
 
-import errno
 import logging
+import os
+import re
 import secrets
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -23,6 +25,7 @@ from editcore.engine import wire
 from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
 from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
 from editcore.engine.sessions import CHECKUP, print_of_view, to_be_noted
+from editcore.engine.upload import DISK
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.history import Stack
@@ -41,7 +44,6 @@ _UNEXPECTED: dict[JobKind, str] = {
 _EDITING: frozenset[JobKind] = frozenset({"edit", "recomputation", "adoption"})
 _SHARING: frozenset[JobKind] = frozenset({"edit", "recomputation", "comparison"})  # questions pass between their steps
 _SHARE = 3  # a third of a job's seconds at most goes to questions
-_DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
 
@@ -166,6 +168,7 @@ class Room:
             question.answer.set_result(wire.plain(result))
         except BaseException as error:
             question.answer.set_exception(_explain(error, "The question could not be answered", question.name))
+            _make_room(desk, error)
             self._check_poison(error)
 
     def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> Any:
@@ -196,6 +199,7 @@ class Room:
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
             self._store.blobs.discard(job.job)
             fault, end = error, _explain(error, _UNEXPECTED[job.kind], job.kind)
+            _make_room(desk, error)
         try:
             if not (self._cutting_off and isinstance(end, Cancelled)):  # that is told when the program is back
                 self._store.end_job(job.job)
@@ -321,6 +325,7 @@ class Room:
             if self._poisoned and _poisons(error):
                 raise
             told = _explain(error, "It stopped unexpectedly", method)
+            _make_room(desk, error)
             return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
     def _commit(
@@ -357,24 +362,53 @@ def _explain(error: BaseException, what: str, doing: str) -> EditcoreError:
     """What a person is told; details of the unexpected go to the log, under an incident id."""
     if isinstance(error, EditcoreError):
         return error
-    if any(base.__name__ in ("MemoryError", "OutOfMemoryError") for base in type(error).__mro__):
-        logger.exception("out of memory: %s", doing)
-        return EngineError(
-            "There was not enough memory for this; nothing of it was kept.",
-            "",
-            "Use fewer probes or a lighter method, or free memory on this machine, and try again.",
-        )
-    if isinstance(error, OSError) and error.errno in _DISK:
-        logger.exception("disk: %s", doing)
-        return _disk_error(error)
+    if _out_of_memory(error):
+        logger.error("out of memory: %s", doing, exc_info=error)
+        return _memory_error(error)
+    if (refused := _refused(error)) in DISK:
+        logger.error("disk: %s", doing, exc_info=error)
+        return _disk_error(refused)
     incident = secrets.token_hex(4)
     logger.error("incident %s: %s", incident, doing, exc_info=error)
     return EngineError(f"{what} (incident {incident}).", "", "Try again; the log file has the details.")
 
 
-def _disk_error(error: OSError) -> EngineError:
+def _out_of_memory(error: BaseException) -> bool:
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
+def _make_room(desk: DeskLike, error: BaseException) -> None:
+    """After running out of memory: what the failed work held is let go, so that the next finds room."""
+    if _out_of_memory(error):
+        traceback.clear_frames(error.__traceback__)
+        desk.free()
+
+
+def _memory_error(error: BaseException) -> EngineError:
+    wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
+    free = re.search(r"of which ([\d.]+ ?\w+) is free", str(error))
+    numbers = f": it asked for {wanted[1]} more" if wanted else ""
+    numbers += f" where {free[1]} is free" if wanted and free else ""
     return EngineError(
-        f"It could not be saved: {(error.strerror or 'the disk refused').lower()}.",
+        f"There was not enough memory for this{numbers}.",
+        "Nothing of it was kept.",
+        "Use fewer probes or a lighter method, or free memory on this machine, and try again.",
+    )
+
+
+def _refused(error: BaseException) -> int | None:
+    """The number of what the system refused; safetensors tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else None
+
+
+def _disk_error(refused: int | None) -> EngineError:
+    why = os.strerror(refused).lower() if refused else "the disk refused"
+    return EngineError(
+        f"It could not be saved: {why}.",
         "Nothing was changed.",
         "Free space, or set EDITCORE_HOME to a folder that can be written, and try again.",
     )

@@ -202,6 +202,8 @@ def explained(error: DBAPIError | sa.exc.TimeoutError) -> EngineError:
         seen, try_ = "The store of sessions is in use by another program.", "Try again in a moment."
     elif "full" in text or "no space" in text:
         seen, try_ = "The session could not be saved: no space left on the disk.", "Free space and try again."
+    elif "disk i/o error" in text:
+        seen, try_ = "The session could not be saved: the disk refused.", "Look at the disk, and try again."
     elif "readonly" in text or "unable to open" in text:
         seen = "The data folder cannot be written."
         try_ = "Set EDITCORE_HOME to a folder that can be, and start again."
