@@ -8,7 +8,7 @@
 | 4 | out of memory in an edit | test_engine::test_a_failed_edit_says_why_and_keeps_nothing, test_faults::test_running_out_of_memory_is_told_with_numbers_and_makes_room |
 | 5 | poisoned accelerator | test_engine::test_a_poisoned_accelerator_replaces_the_worker, test_faults::test_after_a_poisoned_accelerator_every_session_is_as_its_log_says |
 | 6 | engine killed in the middle of an edit | test_engine::test_kill_in_the_middle_of_an_edit_loses_only_that_edit, test_journeys::test_killing_the_engine_loses_nothing_committed |
-| 7 | page killed or asked to end | test_visitors::test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_the_edit_cut_off, test_faults::test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back, test_engine::test_sigterm_lets_the_running_edit_finish, test_history_page::test_an_edit_that_was_cut_off_is_run_again_as_it_was_asked_by_one_click |
+| 7 | page killed or asked to end | test_visitors::test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_the_edit_cut_off, test_faults::test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back, test_engine::test_sigterm_lets_the_running_edit_finish, test_faults::test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_begin, test_history_page::test_an_edit_that_was_cut_off_is_run_again_as_it_was_asked_by_one_click |
 | 8 | disk full or read-only while saving | test_faults::test_a_disk_that_fills_up_keeps_nothing_and_says_so, test_store::test_a_full_disk_leaves_no_row_and_no_half_patch, test_export::test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing, test_faults::test_every_writer_says_that_the_disk_is_full_and_leaves_no_half_file |
 | 9 | SQLite locked or corrupted | test_faults::test_a_store_that_is_locked_in_the_middle_of_a_run_is_said_and_then_works, test_faults::test_a_store_damaged_in_the_middle_of_a_run_is_said_and_set_aside_at_the_next_start, test_store::test_a_damaged_database_is_set_aside_and_said, test_postgres::test_a_server_that_goes_away_in_the_middle_of_an_edit_costs_that_edit_alone |
 | 10 | queue full | test_engine::test_a_full_queue_refuses_at_once |
@@ -184,6 +184,29 @@ def test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back(tmp_path):
         assert finish(engine, engine.again(session, job, "again")).status == "done"
         state = engine.sessions.state(session)
         assert (state.interrupted, state.cut, [row.target for row in state.rows]) == ("", "", ["Rome"])
+
+
+def test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_begin(tmp_path):
+    """The page's process, as far as the engine is concerned: it is asked to end by a signal, and exits."""
+    program = (
+        "import signal, sys, time; from pathlib import Path; from tests.test_faults import *\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "engine = LocalEngine('fake', Path(sys.argv[1]), 'fake_desk:open_desk')\n"
+        "job = submit(engine, sys.argv[2], steps=30, pause=0.05)\n"
+        "until(lambda: engine.poll(job).sequence > 0, 60.0)\n"
+        "print(job, submit(engine, sys.argv[3]), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    session, other = new_session(), new_session()
+    command = [sys.executable, "-c", program, str(tmp_path), session, other]
+    page = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    job, waits = page.stdout.readline().split()
+    page.terminate()
+    assert page.wait(40) == 0
+    with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
+        state = engine.sessions.state(session)
+        assert [row.edit for row in state.rows] == [job] and not state.interrupted
+        assert engine.sessions.state(other).cut == waits
 
 
 # work that hangs --------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 0.4  # seconds; the page waits so long at most, and goes on with what it heard last
 FRESH = 0.4  # seconds for which what the worker said about its health is not asked again
 HASTE = 0.05  # seconds
+DRAIN = 12.0  # seconds the running edit may go on when the program is asked to end; the worker itself allows 10
 GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 512  # jobs
 _COMPARISONS = 64  # of them
@@ -98,7 +99,7 @@ class LocalEngine:
         self._supervisor.start()
         self._hung: set[int] = set()  # generations of workers that were replaced because they hung
         threading.Thread(target=self._watch, args=(watchdog or Watchdog(),), daemon=True).start()
-        atexit.register(self.close)
+        atexit.register(self.close, DRAIN)
 
     # the contract ----------------------------------------------------------------------------------------------
 
@@ -239,8 +240,8 @@ class LocalEngine:
         result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self.health)
         return result
 
-    def close(self) -> None:
-        """See `Engine.close`."""
+    def close(self, drain: float = 0.0) -> None:
+        """See `Engine.close`; for `drain` seconds the running edit may finish first."""
         with self._changed:
             if self._closed:
                 return
@@ -249,7 +250,7 @@ class LocalEngine:
             self._changed.notify_all()
         atexit.unregister(self.close)
         if process is not None:
-            end(process)
+            end(process, drain)
         self._supervisor.join(2.0)
         self._store.close()
 
