@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds
 from editcore.store import Library, Made, Store, blobs, database
 from editcore.store.library import DAY, LOCAL
 from editcore.store.store import Job
-from editcore.store.tables import edits, metadata
+from editcore.store.tables import edits, metadata, sessions
 
 ROOT = Path(__file__).parents[1]
 
@@ -330,7 +332,26 @@ def test_a_damaged_database_is_set_aside_and_said(tmp_path, damage):
     assert "could not be read" in again.note and "damaged-" in again.note
     assert len(list(tmp_path.glob(f"damaged-*-{database.FILE}"))) == 1
     assert again.history(session).rows == ()
+    Library(again).prune(time.time() + 400 * DAY)
+    assert len(list(tmp_path.glob("damaged-*-patches/??/*"))) == 1  # whoever mends the file has its patches
     again.close()
+
+
+def test_a_store_of_the_version_before_is_brought_up_to_date_with_everything_in_it(tmp_path, place):
+    engine, session = database.connected(database.url_of(tmp_path)), new_session()
+    head = {"owner": "me", "name": "old", "model": "m", "cursor": 0, "made": 0, "created": 1.0, "used": 1.0}
+    with engine.begin() as at:
+        config = Config(attributes={"connection": at})
+        config.set_main_option("script_location", str(ROOT / "editcore" / "store" / "migrations"))
+        command.upgrade(config, "0001")
+        at.execute(sessions.insert().values(id=session, draft="{}", **head))
+        at.execute(sa.text("INSERT INTO jobs VALUES ('j', :s, 'edit', '[]', :no, 1.0)"), {"s": session, "no": False})
+    engine.dispose()
+    store = Store(tmp_path)
+    assert Library(store).owner(session) == "me" and store.history(session).name == "old"
+    assert store.interrupted(session, store.unended()) == Job("j", "edit", None)
+    add(store, session, "Rome")
+    store.close()
 
 
 def test_the_migrations_lead_to_the_tables(store):
