@@ -192,7 +192,7 @@ def test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_b
         "import signal, sys, time; from pathlib import Path; from tests.test_faults import *\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
         "engine = LocalEngine('fake', Path(sys.argv[1]), 'fake_desk:open_desk')\n"
-        "until(lambda: engine.health().state == 'ready', 90.0)\n"
+        "until(lambda: engine.health().state == 'ready', 150.0)\n"
         "job = submit(engine, sys.argv[2], steps=30, pause=0.05)\n"
         "until(lambda: engine.poll(job).sequence > 0, 60.0)\n"
         "print(job, submit(engine, sys.argv[3]), flush=True)\n"
@@ -203,7 +203,7 @@ def test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_b
     page = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
     job, waits = page.stdout.readline().split()
     page.terminate()
-    assert page.wait(40) == 0
+    assert page.wait(150) == 0
     with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
         state = engine.sessions.state(session)
         assert [row.edit for row in state.rows] == [job] and not state.interrupted

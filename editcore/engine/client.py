@@ -321,8 +321,9 @@ class LocalEngine:
         with contextlib.suppress(EditcoreError, OSError):
             if edit := self._store.committed(known.state.job):
                 report = self._store.edit(known.state.session, edit).reports[0]
-            self._store.end_job(known.state.job, lost=report is None)
-            self._store.blobs.discard(known.state.job)
+            if not self._closed:  # else it may still be finishing, or is told of when the program is back
+                self._store.end_job(known.state.job, lost=report is None)
+                self._store.blobs.discard(known.state.job)
         with self._changed:
             if known.state.finished:
                 return
