@@ -7,6 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import door, resources
+from dashboard.text import message
+from editcore.errors import EditcoreError
 
 _VIEWS = Path(__file__).parent / "views"  # not "pages": a folder of that name would be served before this file is read
 SHARED = "Shared results"
@@ -23,4 +25,8 @@ page = st.navigation(
 )
 with resources.turns().taken():
     if door.opens(shared=page.title == SHARED):
-        page.run()
+        try:
+            page.run()
+        except EditcoreError as error:  # what a page could do nothing about, such as a store that cannot be reached
+            st.error(message(str(error)), icon=":material/error:")
+        door.way_out()

@@ -7,7 +7,7 @@ import math
 import streamlit as st
 
 from dashboard import resources, state
-from dashboard.text import message
+from dashboard.text import message, plain, shorten
 from editcore.errors import EditcoreError
 from editcore.settings import chosen
 
@@ -29,11 +29,22 @@ def opens(shared: bool) -> bool:
         return True
     if login and not st.user.get("is_logged_in"):
         st.subheader("Log in to open this page.", anchor=False)
+        if state.addressed():  # the login service sends everybody back to the front page
+            st.caption("You asked for one session or link. Open its address once more when you are logged in.")
         st.button("Log in", key="login", type="primary", on_click=st.login)
         return False
     if limits.password is None or state.is_in():
         return True
     return _asked(limits.password.get_secret_value())
+
+
+def way_out() -> None:
+    """For whoever is logged in: as whom, and the button that ends it."""
+    if not (resources.has_login() and st.user.get("is_logged_in")):
+        return
+    with st.sidebar, st.container(horizontal=True, vertical_alignment="center", key="way-out"):
+        st.caption(plain(shorten(str(st.user.get("email") or st.user.get("name") or "Logged in"), 40)), width="stretch")
+        st.button("Log out", key="logout", type="tertiary", icon=":material/logout:", on_click=st.logout)
 
 
 def _asked(wanted: str) -> bool:

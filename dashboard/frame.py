@@ -84,7 +84,9 @@ def open_page(kind: JobKind) -> Frame:
             wait_for_engine()
         if trouble:
             st.error(message(trouble))
-        for told in state.notices(view.interrupted, resources.store_note(), state.ignored()):
+        if view.interrupted:
+            interruption(view, frame.running is not None)
+        for told in state.notices(resources.store_note(), state.ignored()):
             st.warning(message(told), icon=":material/info:")
         if frame.running and shown_as(frame.running.kind) != kind:
             wait_for_job(frame.running.job)
@@ -101,6 +103,24 @@ def look(session: str, health: Health) -> tuple[SessionState, str]:
         return resources.engine().sessions.state(session), ""
     except EditcoreError as error:
         return SessionState(session), str(error)
+
+
+def interruption(view: SessionState, busy: bool) -> None:
+    """What became of a job that was cut off, with one click to run it again and one to hear no more of it."""
+    with st.container(key="interrupted", gap="xsmall"):
+        st.warning(message(view.interrupted), icon=":material/info:")
+        with st.container(horizontal=True, gap="small"):
+            if view.cut:
+                run_again(view.session, view.cut, busy)
+            st.button("Dismiss", key="dismiss", type="tertiary", on_click=dismiss, args=(view.session,))
+
+
+def run_again(session: str, job: str, busy: bool) -> None:
+    """The button that asks once more for what a lost or interrupted job was asked."""
+    st.button(
+        "Run it again", key=f"run:{job}", icon=":material/replay:", disabled=busy, on_click=again, args=(session, job),
+        help="The same request with the same method and settings, on what is in place now",
+    )  # fmt: skip
 
 
 def shown_as(kind: JobKind) -> JobKind:
@@ -251,6 +271,25 @@ def busy(job: JobState | None) -> str:
     if job is None:
         return "The engine is not ready yet."
     return _RUNNING[job.kind]
+
+
+def again(session: str, job: str) -> None:
+    """Ask once more; the same click twice is one job."""
+    try:
+        made = poll(resources.engine().again(session, job, state.digest(["again", job])))
+    except EditcoreError as error:
+        st.toast(message(str(error)), icon=":material/error:")
+        return
+    if made:
+        state.watch(made.job, shown_as(made.kind))
+
+
+def dismiss(session: str) -> None:
+    """Hear no more of the job that was cut off."""
+    try:
+        resources.engine().sessions.dismiss(session)
+    except EditcoreError as error:
+        st.toast(message(str(error)), icon=":material/error:")
 
 
 def reset(session: str) -> None:

@@ -81,6 +81,11 @@ def link() -> str:
     return str(st.query_params.get("link", ""))
 
 
+def addressed() -> bool:
+    """True when the address names a session or a link."""
+    return any(name in st.query_params for name in _READ)
+
+
 def is_in() -> bool:
     """True when this visitor has given the password."""
     return bool(st.session_state.get("_in"))

@@ -162,11 +162,11 @@ def run_edits(
         for request in checked:
             firsts.append(before(handle, request, generate))
             work.check()
-        began = time.monotonic()
+        began = handle.clock()
         peak = _start_peak(handle)
         patch = made.edit(work, checked)
         patch.check_finite()
-        edit_seconds, peak_memory = time.monotonic() - began, _peak(handle, peak)
+        edit_seconds, peak_memory = handle.clock() - began, _peak(handle, peak)
         reports = []
         for number, (request, first) in enumerate(zip(checked, firsts, strict=True), 1):
             work.check()
@@ -237,21 +237,21 @@ def check_requests(handle: Handle, requests: Sequence[EditRequest], method: Meth
 
 def _prepare(work: Work, method: Method) -> float:
     """Statistics the method needs, before the clock of the edit starts."""
-    began = time.monotonic()
+    began = work.handle.clock()
     for site in method.measured(work.handle):
         statistics.moment(work.handle, site, work.home, work.report, work.stop)
-    return time.monotonic() - began
+    return work.handle.clock() - began
 
 
 def _start_peak(handle: Handle) -> int | None:
     if handle.device.type != "cuda":
         return None
-    torch.cuda.reset_peak_memory_stats(handle.device)
+    handle.start_peak()
     return int(torch.cuda.memory_allocated(handle.device))
 
 
 def _peak(handle: Handle, before: int | None) -> int | None:
-    return None if before is None else int(torch.cuda.max_memory_allocated(handle.device)) - before
+    return None if before is None else handle.peak_memory() - before
 
 
 def took_hold(results: Sequence[ProbeResult], target: str, generated: bool = True) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ from editcore.assets import WORLD_NAME, world_dir
 from editcore.errors import BadRequest, ModelError
 from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
-from editcore.patch import Patch, attached
-from editcore.prompts import reading
+from editcore.patch import Patch, attached, bared
+from editcore.prompts import reading, unread
 from editcore.records import ModelInfo
 from editcore.scope import EditMemory
 from editcore.spans import Row, encode
@@ -52,6 +53,8 @@ class Handle:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)  # results that hold for this model only
     standing: tuple[Patch, ...] = ()  # what is in place now, the last on top: set by `using`
+    away: float = 0.0  # seconds in which it was lent
+    peak: int = 0  # most bytes on the GPU since `start_peak`, before it was lent last
 
     @property
     def embedded(self) -> bool:
@@ -103,6 +106,47 @@ class Handle:
                 yield
             finally:
                 self.standing = before
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The bare model for a short question, between two steps of an edit on the same thread.
+
+        While the block runs nothing of the edit is in place: no hook, no patch, no announced prompt, no autocast, no
+        block left out (see `resume`), and random numbers are drawn from a copy of the generators. Afterwards the edit
+        goes on as if nothing had been; neither its `clock` nor its `peak` has seen the block.
+        """
+        began, devices = time.monotonic(), [self.device] if self.device.type == "cuda" else []
+        standing, self.standing = self.standing, ()
+        holder, name = self.anatomy.holder, self.anatomy.attribute
+        inside = getattr(holder, name)
+        self.peak = self.peak_memory() if devices else 0
+        try:
+            if any(a is not b for a, b in zip(inside, self.anatomy.blocks, strict=True)):
+                setattr(holder, name, torch.nn.ModuleList(self.anatomy.blocks))
+            with (
+                bared(self.model), unread(), torch.random.fork_rng(devices), torch.enable_grad(),
+                torch.autocast(self.device.type, enabled=False),
+            ):  # fmt: skip
+                yield
+        finally:
+            setattr(holder, name, inside)
+            self.standing = standing
+            if devices:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self.away += time.monotonic() - began
+
+    def clock(self) -> float:
+        """Monotonic seconds without those in which it was lent: what an edit is timed by."""
+        return time.monotonic() - self.away
+
+    def start_peak(self) -> None:
+        """Measure memory from now on; on a GPU only."""
+        self.peak = 0
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Most bytes in use on the GPU since `start_peak`."""
+        return max(self.peak, int(torch.cuda.max_memory_allocated(self.device)))
 
     @property
     def header(self) -> str:

@@ -110,6 +110,10 @@ KINDS: dict[str, type[Part]] = {
     "low_rank": LowRank, "dense": Dense, "codebook": Codebook, "side": Side, "header": Header,
     "edit_memory": EditMemory,
 }  # fmt: skip
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 BESIDE = (Header, EditMemory)  # change no module's output by themselves
 
 
@@ -249,6 +253,23 @@ def attached(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def bared(model: nn.Module) -> Iterator[None]:
+    """While the block runs, `model` has no forward hook; afterwards those it had are back, and new ones stay.
+
+    The hooks themselves are not touched: whoever put one there can remove it as ever.
+    """
+    kept = [(m, name, m.__dict__[name]) for m in model.modules() for name in _HOOKS if m.__dict__.get(name)]
+    for module, name, hooks in kept:
+        module.__dict__[name] = type(hooks)()
+    try:
+        yield
+    finally:
+        for module, name, hooks in kept:
+            hooks.update(module.__dict__[name])
+            module.__dict__[name] = hooks
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

@@ -42,6 +42,16 @@ def reading(tokens: Tensor) -> Iterator[None]:
         _now.reset(token)
 
 
+@contextmanager
+def unread() -> Iterator[None]:
+    """While the block runs, nothing is said of its passes, whatever was said outside."""
+    token = _now.set(None)
+    try:
+        yield
+    finally:
+        _now.reset(token)
+
+
 def being_read() -> Prompts | None:
     """The prompts of the pass being run; None where nobody said."""
     return _now.get()

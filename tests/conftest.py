@@ -17,3 +17,16 @@ def world_handle():
     from editcore.handle import load
 
     return load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL to throw away; where there is none the test is skipped with a reason, on CI it fails."""
+    from tests import postgres
+
+    folder = postgres.programs()
+    if folder is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(postgres.MISSING)
+    cluster = postgres.Cluster(folder)
+    yield cluster
+    cluster.end()

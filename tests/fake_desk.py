@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -34,7 +35,7 @@ class FakeDesk:
     """Every edit takes `steps` steps of `pause` seconds; the edited model says what the edit on top wants."""
 
     def __init__(self, model: str) -> None:
-        self.model, self.viewed = model, 0
+        self.model, self.viewed, self.freed = model, 0, 0
 
     def info(self):
         return ModelInfo(self.model, "f" * 8, "fake", 1, 1, "cpu", "none", "float32", "none", False, 4)
@@ -42,12 +43,19 @@ class FakeDesk:
     def memory(self):
         return 1234
 
+    def free(self):
+        self.freed += 1
+
+    def lent(self):
+        return contextlib.nullcontext()
+
     def ask(self, name, arguments):
         if name == "noise":
             print("a library says hello", flush=True)
             os.write(1, b'{"id": 1, "result": "forged"}\n')
         if name == "sleep":
             time.sleep(arguments["seconds"])
+        time.sleep(arguments.get("sleep", 0.0))
         if name == "crash":
             raise ZeroDivisionError("secret detail")
         if name == "wrong":
@@ -55,7 +63,7 @@ class FakeDesk:
         if name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "seen":
-            return {"viewed": self.viewed}
+            return {"viewed": self.viewed, "freed": self.freed}
         if name == "pid":
             return os.getpid()
         return {"name": name, "arguments": arguments, "nan": math.nan}
@@ -137,7 +145,10 @@ def _fail(kind):
         case "exit":
             raise SystemExit(3)
         case "memory":
-            raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+            raise type("OutOfMemoryError", (RuntimeError,), {})(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which "
+                "1.25 GiB is free."
+            )
         case "disk":
             raise OSError(errno.ENOSPC, "No space left on device")
         case "poison":

@@ -19,7 +19,7 @@ from typing import Any
 
 from editcore import history
 from editcore.engine.contract import Health, JobState, Plans, recent
-from editcore.engine.sessions import CHECKUP, REMADE, StoredSessions
+from editcore.engine.sessions import CHECKUP, REMADE, StoredSessions, to_be_noted
 from editcore.engine.upload import unpacked
 from editcore.errors import BY_NAME, EngineBusy
 from editcore.records import (
@@ -165,6 +165,10 @@ class FakeEngine:
     def export(self, session: str, format: str, options: Mapping[str, Any], key: str) -> str:
         return self._add("export", session, None, [(format, dict(options))], key)
 
+    def again(self, session: str, job: str, key: str) -> str:
+        kind, requests, plans = self.sessions.asked(session, job)
+        return self._add(kind, session, requests[0] if requests else None, [(m, dict(s)) for m, s in plans], key)
+
     def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
         self.asked.append(("view", {"edit": edit, "which": which}))
         report = self.sessions.reports(session, edit)[request]
@@ -190,6 +194,8 @@ class FakeEngine:
         elif kind == "comparison":
             self.compared.append((request, plans))
         self.jobs[job] = _Job(job, session, request, plans, kind, time.monotonic())
+        noted = to_be_noted(kind, [request] if request else [], plans)
+        self.store.begin_job(session, job, kind, [method for method, _ in plans], noted)
         self.keys[session, key] = job
         return job
 
@@ -212,6 +218,7 @@ class FakeEngine:
             elif job.kind in ("edit", "adoption"):
                 job.report = make_report(job.request, *job.plans[0], self.took)
                 self._apply(job)
+            self.store.end_job(job.name, lost=job.ended == "lost")
         return job.ended or "running"
 
     def _step(self, job: _Job) -> int:

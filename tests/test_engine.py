@@ -214,7 +214,7 @@ def test_errors_of_questions_arrive_as_themselves(engine):
 
 
 def test_a_question_waits_no_longer_than_it_says(engine):
-    job = submit(engine, new_session(), **LONG)
+    job = submit(engine, new_session(), steps=2, pause=2.0)
     running(engine, job)
     start = time.monotonic()
     with pytest.raises(EngineError, match=r"'preflight' was not answered within 0.2 s"):
@@ -267,6 +267,30 @@ def test_a_full_queue_refuses_at_once(inline):
         submit(inline, new_session())
     inline.cancel(first)
     assert {finish(inline, job).status for job in jobs} == {"done"}
+
+
+def test_short_questions_are_answered_between_the_steps_of_an_edit_and_long_ones_are_not(engine):
+    session, other = new_session(), new_session()
+    finish(engine, submit(engine, other))
+    job = submit(engine, session, **LONG)
+    running(engine, job)
+    assert answer(engine, other) == "Rome" and answer(engine, session) is None
+    assert engine.ask("preflight")["name"] == "preflight" and engine.poll(job).status == "running"
+    with pytest.raises(EngineError, match="not answered within"):
+        engine.ask("check_up", 0.2, session=other)
+    engine.cancel(job)
+    finish(engine, job)
+
+
+def test_questions_take_no_more_than_a_share_of_an_edit(inline):
+    job = submit(inline, new_session(), steps=40, pause=0.02)
+    running(inline, job)
+    during, asked = [], [inline._room.ask("preflight", {"sleep": 0.3}, 60.0) for _ in range(8)]
+    for one in asked:
+        one.add_done_callback(lambda _: during.append(inline.poll(job).status))
+    until(lambda: inline.poll(job).finished, 60.0)
+    assert all(one.result(60.0)["name"] == "preflight" for one in asked)
+    assert 1 <= during.count("running") <= 1 + inline.poll(job).seconds / 3 / 0.3
 
 
 def test_questions_pass_queued_edits(inline):
@@ -373,7 +397,7 @@ def test_a_kill_in_the_middle_of_a_comparison_keeps_what_was_seen(tmp_path):
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
         assert (state.status, [o.method for o in state.outcomes]) == ("lost", ["rome"])
-        assert "Press Compare again" in state.error
+        assert "Run it again" in state.error
         assert engine.sessions.state(session).edited and engine.sessions.state(session).job is None
 
 
@@ -431,7 +455,7 @@ def test_kill_in_the_middle_of_an_edit_loses_only_that_edit(tmp_path):
         os.kill(pid, signal.SIGKILL)
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
-        assert state.status == "lost" and "Press Apply again" in state.error and state.error_kind == "EngineError"
+        assert state.status == "lost" and "Run it again" in state.error and state.error_kind == "EngineError"
         assert len(state.events) == state.sequence > 0
         assert engine.poll(waits).status == "lost"
         assert engine.health().state in ("restarting", "ready")

@@ -5,16 +5,16 @@
 | 1 | reload, click or closed tab in the middle of an edit | test_engine::test_a_reload_finds_its_session_and_its_job, test_page::test_a_reload_finds_the_running_edit_and_the_form_again, test_visitors::test_two_visitors_edit_side_by_side_and_a_reload_in_the_middle_finds_its_edit |
 | 2 | cancel at any step | test_methods::test_cancel_is_honoured_at_every_step, test_engine::test_cancel_between_steps_keeps_nothing |
 | 3 | exception inside a method | test_engine::test_a_failed_edit_says_why_and_keeps_nothing, test_methods::test_a_listener_that_raises_leaves_no_trace |
-| 4 | out of memory in an edit | test_engine::test_a_failed_edit_says_why_and_keeps_nothing |
-| 5 | poisoned accelerator | test_engine::test_a_poisoned_accelerator_replaces_the_worker |
+| 4 | out of memory in an edit | test_engine::test_a_failed_edit_says_why_and_keeps_nothing, test_faults::test_running_out_of_memory_is_told_with_numbers_and_makes_room |
+| 5 | poisoned accelerator | test_engine::test_a_poisoned_accelerator_replaces_the_worker, test_faults::test_after_a_poisoned_accelerator_every_session_is_as_its_log_says |
 | 6 | engine killed in the middle of an edit | test_engine::test_kill_in_the_middle_of_an_edit_loses_only_that_edit, test_journeys::test_killing_the_engine_loses_nothing_committed |
-| 7 | page killed or asked to end | test_visitors::test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_the_edit_cut_off, test_faults::test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back, test_engine::test_sigterm_lets_the_running_edit_finish |
-| 8 | disk full or read-only while saving | test_faults::test_a_disk_that_fills_up_keeps_nothing_and_says_so, test_store::test_a_full_disk_leaves_no_row_and_no_half_patch, test_export::test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing |
-| 9 | SQLite locked or corrupted | test_faults::test_a_store_that_is_locked_in_the_middle_of_a_run_is_said_and_then_works, test_faults::test_a_store_damaged_in_the_middle_of_a_run_is_said_and_set_aside_at_the_next_start, test_store::test_a_damaged_database_is_set_aside_and_said |
+| 7 | page killed or asked to end | test_visitors::test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_the_edit_cut_off, test_faults::test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back, test_engine::test_sigterm_lets_the_running_edit_finish, test_faults::test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_begin, test_history_page::test_an_edit_that_was_cut_off_is_run_again_as_it_was_asked_by_one_click |
+| 8 | disk full or read-only while saving | test_faults::test_a_disk_that_fills_up_keeps_nothing_and_says_so, test_store::test_a_full_disk_leaves_no_row_and_no_half_patch, test_export::test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing, test_faults::test_every_writer_says_that_the_disk_is_full_and_leaves_no_half_file |
+| 9 | SQLite locked or corrupted | test_faults::test_a_store_that_is_locked_in_the_middle_of_a_run_is_said_and_then_works, test_faults::test_a_store_damaged_in_the_middle_of_a_run_is_said_and_set_aside_at_the_next_start, test_store::test_a_damaged_database_is_set_aside_and_said, test_postgres::test_a_server_that_goes_away_in_the_middle_of_an_edit_costs_that_edit_alone |
 | 10 | queue full | test_engine::test_a_full_queue_refuses_at_once |
 | 11 | hung step | test_faults::test_a_slow_step_is_cancelled, test_faults::test_a_hung_step_costs_its_worker_and_nothing_that_was_applied, test_faults::test_a_question_that_hangs_costs_the_worker_too |
 | 12 | hub unreachable | test_faults::test_a_hub_that_cannot_be_reached_is_said_without_waiting_for_retries |
-| 13 | connection lost, and back | test_visitors::test_a_connection_that_drops_comes_back_to_the_same_page, test_page::test_a_reload_shows_the_finished_edit |
+| 13 | connection lost, and back | test_visitors::test_a_connection_that_drops_for_a_while_comes_back_to_the_same_page, test_page::test_a_reload_shows_the_finished_edit |
 | 14 | clock jump, not a number in a metric | test_faults::test_a_clock_that_jumps_changes_no_duration_and_interrupts_nobody, test_charts::test_a_number_that_is_none_is_written_and_not_drawn_as_zero, test_report::test_a_value_that_is_no_number_is_written_and_not_drawn |
 """  # noqa: E501
 
@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -35,7 +38,7 @@ import fake_desk
 import pytest
 
 from editcore import handle, local
-from editcore.engine import InlineEngine, LocalEngine, client, new_session
+from editcore.engine import InlineEngine, LocalEngine, client, new_session, room
 from editcore.engine.watchdog import Sign, Watchdog
 from editcore.errors import EngineError, ModelError
 from editcore.records import EditRequest
@@ -106,6 +109,38 @@ def test_a_disk_that_fills_up_keeps_nothing_and_says_so(inline, tmp_path, monkey
     assert finish(inline, submit(inline, session, "again")).status == "done"
 
 
+def test_every_writer_says_that_the_disk_is_full_and_leaves_no_half_file(tmp_path):
+    command = [sys.executable, "-m", "tests.full_disk", str(tmp_path)]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert set(told) == {"store", "patch", "statistics", "editor", "export", "upload"}
+    for writer, (said, left) in told.items():
+        assert "space" in said or "too large" in said.lower(), said
+        assert "incident" not in said and (len(left) == 1 if writer == "store" else not left), writer
+
+
+def test_running_out_of_memory_is_told_with_numbers_and_makes_room(inline):
+    job = finish(inline, submit(inline, new_session(), fail="memory"))
+    assert "2.00 GiB more where 1.25 GiB is free" in job.error and "Nothing of it was kept" in job.error
+    compared = inline.compare(new_session(), REQUEST, [("ft", {"fail": "memory"}), ("rome", {})], "k")
+    assert [o.report is not None for o in finish(inline, compared).outcomes] == [False, True]
+    assert inline.ask("seen")["freed"] == 2
+    told = room._explain(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+                                      " 4000000000000 bytes."), "", "")  # fmt: skip
+    assert "asked for 4000000000000 bytes more" in str(told)
+
+
+def test_after_a_poisoned_accelerator_every_session_is_as_its_log_says(tmp_path):
+    session = new_session()
+    with watched(tmp_path, after=600) as engine:
+        finish(engine, submit(engine, session))
+        assert finish(engine, submit(engine, session, "poison", fail="poison")).status in ("failed", "lost")
+        until(lambda: engine._generation == 2)
+        assert engine.health().state in ("restarting", "ready")
+        assert engine.probe(session, ["?"])[0]["edited"]["all"] == ["Rome"]
+
+
 def test_a_store_that_is_locked_in_the_middle_of_a_run_is_said_and_then_works(tmp_path, monkeypatch):
     monkeypatch.setenv("EDITCORE_DATABASE_PATIENCE", "0.2")
     session = new_session()
@@ -144,8 +179,35 @@ def test_an_edit_that_runs_when_the_page_ends_is_told_when_it_is_back(tmp_path):
         job = submit(engine, session, steps=400, pause=0.02)
         until(lambda: engine.poll(job).sequence > 0)
     with watched(tmp_path, after=600) as engine:
-        assert "An edit was interrupted" in engine.sessions.state(session).interrupted
-        assert engine.sessions.state(session).interrupted == ""
+        state = engine.sessions.state(session)
+        assert "An edit was interrupted" in state.interrupted and state.cut == job
+        assert finish(engine, engine.again(session, job, "again")).status == "done"
+        state = engine.sessions.state(session)
+        assert (state.interrupted, state.cut, [row.target for row in state.rows]) == ("", "", ["Rome"])
+
+
+def test_a_page_that_is_asked_to_end_lets_the_running_edit_finish_and_no_other_begin(tmp_path):
+    """The page's process, as far as the engine is concerned: it is asked to end by a signal, and exits."""
+    program = (
+        "import signal, sys, time; from pathlib import Path; from tests.test_faults import *\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "engine = LocalEngine('fake', Path(sys.argv[1]), 'fake_desk:open_desk')\n"
+        "until(lambda: engine.health().state == 'ready', 150.0)\n"
+        "job = submit(engine, sys.argv[2], steps=30, pause=0.05)\n"
+        "until(lambda: engine.poll(job).sequence > 0, 60.0)\n"
+        "print(job, submit(engine, sys.argv[3]), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    session, other = new_session(), new_session()
+    command = [sys.executable, "-c", program, str(tmp_path), session, other]
+    page = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    job, waits = page.stdout.readline().split()
+    page.terminate()
+    assert page.wait(150) == 0
+    with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
+        state = engine.sessions.state(session)
+        assert [row.edit for row in state.rows] == [job] and not state.interrupted
+        assert engine.sessions.state(other).cut == waits
 
 
 # work that hangs --------------------------------------------------------------------------------------------------
@@ -187,7 +249,7 @@ def test_a_hung_step_costs_its_worker_and_nothing_that_was_applied(tmp_path):
         done = submit(engine, session)
         assert finish(engine, done).status == "done"
         state = finish(engine, submit(engine, session, "hangs", pause=600))
-        assert state.status == "lost" and "gave no sign of life" in state.error and "Press Apply again" in state.error
+        assert state.status == "lost" and "gave no sign of life" in state.error and "Run it again" in state.error
         assert [row.edit for row in engine.sessions.state(session).rows] == [done]
         assert finish(engine, submit(engine, session, "again")).status == "done"
 

@@ -224,4 +224,8 @@ def test_a_job_cut_off_with_the_program_is_told_when_it_is_back(tmp_path):
     with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
         state = engine.sessions.state(session)
         assert "interrupted" in state.interrupted and [row.target for row in state.rows] == ["Rome"]
+        assert not state.cut and engine.sessions.state(session).interrupted == state.interrupted
+        with pytest.raises(BadRequest, match="cannot be run again"):
+            engine.again(session, "cut off", "k")
+        engine.sessions.dismiss(session)
         assert engine.sessions.state(session).interrupted == ""

@@ -7,8 +7,11 @@ import zipfile
 
 import pytest
 
-from dashboard import history, state
+from dashboard import history, resources, state
+from editcore.engine.sessions import StoredSessions, to_be_noted
+from editcore.errors import EngineError
 from editcore.home import new_session
+from editcore.records import EditRequest
 from tests import fake_engine
 from tests.fake_engine import PM
 from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, words
@@ -324,3 +327,51 @@ def test_somebody_elses_session_is_an_empty_one():
     two_edits()
     page = opened(new_session())
     assert not rows(page) and "Base model answers" in words(page)
+
+
+# what was cut off -------------------------------------------------------------------------------------------------
+
+
+def cut_off(kind="edit", plans=(("rome", {"layer": 2}),)):
+    """A page on a session whose job was under way when the program stopped; the form says something else by now."""
+    page = filled(opened(steps=1), HAMLET, "Mark Twain")
+    engine, session = fake_engine.current(), session_of(page)
+    work = to_be_noted(kind, [EditRequest(PM, "Boris Johnson", "United Kingdom")], plans)
+    engine.store.begin_job(session, "cut", kind, [method for method, _ in plans], work)
+    engine.sessions = StoredSessions(engine.store, engine._unfinished)  # the program is started again
+    return opened(session)
+
+
+def test_an_edit_that_was_cut_off_is_run_again_as_it_was_asked_by_one_click():
+    page = cut_off()
+    assert "An edit was interrupted when the program stopped" in words(page) and not rows(page)
+    assert "run:cut" in keys(opened(session_of(page)))  # told until something is done about it
+    page = click(page, "run:cut")
+    assert [(r.target, r.method) for r in rows(page)] == [("Boris Johnson", "rome")] and "run:cut" not in keys(page)
+    assert fake_engine.current().submitted[-1][0].subject == "United Kingdom"
+    assert fake_engine.current().submitted[-1][2] == {"layer": 2}
+    assert page.text_input(key=state.PROMPT).value == HAMLET
+    assert "interrupted" not in words(opened(session_of(page)))
+
+
+def test_a_comparison_that_was_cut_off_is_run_again_and_whoever_does_not_want_it_hears_no_more():
+    page = cut_off("comparison", (("rome", {}), ("ft", {})))
+    page = click(elsewhere(page, "compare"), "run:cut")
+    assert [method for method, _ in fake_engine.current().compared[-1][1]] == ["rome", "ft"]
+    page = click(cut_off("adoption"), "dismiss")
+    assert "interrupted" not in words(page) + words(opened(session_of(page))) and "run:cut" not in keys(page)
+
+
+def test_an_edit_that_was_lost_with_the_engine_is_run_again_by_one_click():
+    page = applied(filled(opened(steps=1, fail="EngineError")))
+    fake_engine.current().fail = ""
+    page = click(page, next(key for key in keys(page) if key.startswith("run:")))
+    assert [row.target for row in rows(page)] == ["Boris Johnson"] and not page.error
+
+
+def test_a_store_that_cannot_be_reached_is_said_instead_of_a_page(monkeypatch):
+    page = opened(steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(resources, "library", lambda: (_ for _ in ()).throw(EngineError("It cannot be reached.")))
+        for name in ("edit", "compare", "sessions", "shared"):
+            assert "cannot be reached" in elsewhere(page, name).error[-1].value

@@ -16,7 +16,7 @@ from streamlit.runtime.scriptrunner_utils.exceptions import RerunException
 from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
 from streamlit.testing.v1 import AppTest
 
-from dashboard import resources, state
+from dashboard import answers, resources, state
 from dashboard.examples import EXAMPLES
 from editcore.errors import BY_NAME, BadRequest, EngineError
 from editcore.world.facts import load_world
@@ -30,6 +30,7 @@ HOSTILE = "Who is ![t](http://e.org/a.png) <script>x</script> :red[y] $x$ **b** 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setenv("EDITCORE_FAKE_ENGINE", "tests.fake_engine:current")
+    monkeypatch.setattr(answers, "AT_ONCE", 10.0)  # a busy machine may take long to answer at once
     for cached in resources.CACHED:
         cached.clear()
     yield

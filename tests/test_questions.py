@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dashboard import resources, state
+from dashboard import answers, resources, state
 from dashboard.questions import Questions
 from dashboard.turns import Turns
 from tests import fake_engine
@@ -101,6 +101,7 @@ def test_nobody_waits_for_ever_for_a_turn():
 def test_the_page_is_drawn_while_the_model_is_still_thinking(monkeypatch):
     may = threading.Event()
     page = opened(steps=0)
+    monkeypatch.setattr(answers, "AT_ONCE", 0.3)
     engine = fake_engine.current()
     answer = engine.ask
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,16 +24,30 @@ from editcore.home import new_session
 from editcore.records import EditReport, EditRequest, PatchInfo, Scores, Seconds, to_plain
 from editcore.store import Library, Made, Store, blobs, database
 from editcore.store.library import DAY, LOCAL
-from editcore.store.tables import edits, metadata
+from editcore.store.store import Job
+from editcore.store.tables import edits, metadata, sessions
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request, monkeypatch):
+    """Everything is promised of both databases."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    if request.param == "postgres":
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres").fresh())
+    return request.param
+
+
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, place):
     made = Store(tmp_path)
     yield made
     made.close()
+
+
+def kept_patches(store):
+    return list(store.blobs._root.glob("??/*"))
 
 
 def report(target="Rome"):
@@ -102,7 +117,6 @@ def test_an_edit_is_kept_with_its_report_and_patch(store):
     found = store.edit(session, edit)
     assert found.reports[0].request.target == "Rome" and (found.folder / "patch.json").exists()
     assert store.standing(session) == [(found.folder, 1.0)] and store.committed(edit)
-    assert str(found.folder) not in json.dumps(store.database._url)
 
 
 def test_reports_are_kept_short_and_plain_ones_are_read_too(store):
@@ -190,13 +204,43 @@ def test_a_note_stands_beside_its_edit(store):
     assert store.history(session).rows[0].note == "for the demo <b>"
 
 
+def test_words_no_database_can_hold_are_kept_with_a_sign_in_their_place(store):
+    session = new_session()
+    (store.blobs.scratch("odd") / "patch.json").write_text("{}")
+    store.commit(session, [Made("odd", (report("Ro\0me\ud800"),), ())])
+    store.annotate(session, "odd", "a\0b\ud800 \u202e é \U0001f600")
+    Library(store).rename(session, "x\0\udfff")
+    (row,) = store.history(session).rows
+    assert (row.note, row.target) == ("a\ufffdb? \u202e é \U0001f600", "Ro\0me\ud800")
+    assert Library(store).sessions("")[0].name == "x\ufffd?" and store.history(session).undo
+
+
+def test_a_reader_sees_one_state_whatever_is_written_meanwhile(store, tmp_path):
+    session, other = new_session(), Store(tmp_path)
+    add(store, session, "Rome")
+    count = sa.select(sa.func.count()).select_from(edits)
+    with store.database.reading() as at:
+        before = at.execute(count).scalar()
+        add(other, session, "Oslo")
+        assert at.execute(count).scalar() == before == 1
+    assert len(store.history(session).rows) == 2
+    other.close()
+
+
 ACTS = st.sampled_from(["add", "undo", "redo", "off", "on", "half", "remove", "up", "reset"])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(ACTS, max_size=25))
-def test_the_session_is_always_what_a_replay_of_the_log_says(tmp_path_factory, acts):
-    store, session = Store(tmp_path_factory.mktemp("store")), new_session()
+def test_the_session_is_always_what_a_replay_of_the_log_says(store, place):
+    @settings(max_examples=60 if place == "sqlite" else 20, deadline=None)
+    @given(st.lists(ACTS, max_size=25))
+    def holds(acts):
+        replayed(store, acts)
+
+    holds()
+
+
+def replayed(store, acts):
+    session = new_session()
     log, cursor = [()], 0
     for number, act in enumerate(acts):
         stack = log[cursor]
@@ -210,7 +254,7 @@ def test_the_session_is_always_what_a_replay_of_the_log_says(tmp_path_factory, a
             continue
         edit = stack[number % len(stack)].edit if stack else ""
         if act == "add":
-            (new,) = add(store, session, f"t{number}", text="same")
+            (new,) = add(store, session, f"{session[:8]}{number}x", text="same")
             after = (*stack, Place(new))
         else:
             kind = {"off": "toggle", "on": "toggle", "half": "scale"}.get(act, act)
@@ -230,7 +274,6 @@ def test_the_session_is_always_what_a_replay_of_the_log_says(tmp_path_factory, a
         store.undo(session)
         cursor -= 1
     assert store.stack(session) == ()
-    store.close()
 
 
 # the disk -------------------------------------------------------------------------------------------------------
@@ -240,7 +283,7 @@ def test_equal_patches_are_kept_once(store, tmp_path):
     one, two = new_session(), new_session()
     add(store, one, "Rome", text="same")
     add(store, two, "Oslo", text="same")
-    assert len(list((tmp_path / "patches").glob("??/*"))) == 1
+    assert len(kept_patches(store)) == 1
 
 
 def test_a_full_disk_leaves_no_row_and_no_half_patch(store, tmp_path, monkeypatch):
@@ -254,7 +297,7 @@ def test_a_full_disk_leaves_no_row_and_no_half_patch(store, tmp_path, monkeypatc
         patch.setattr(blobs, "flush", refuse)
         add(store, session, "Oslo")
     assert [row[1] for row in shown(store, session)] == ["Rome"]
-    assert len(list((tmp_path / "patches").glob("??/*"))) == 1
+    assert len(kept_patches(store)) == 1
 
 
 def test_a_locked_database_is_waited_for_and_then_said(store, tmp_path, monkeypatch):
@@ -262,13 +305,10 @@ def test_a_locked_database_is_waited_for_and_then_said(store, tmp_path, monkeypa
     add(store, session, "Rome")
     monkeypatch.setenv("EDITCORE_DATABASE_PATIENCE", "0.2")
     impatient = Store(tmp_path)
-    other = sqlite3.connect(tmp_path / database.FILE, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(EngineError, match="in use by another program"):
-        impatient.undo(session)
-    assert impatient.history(session).edited  # readers do not wait
-    other.execute("ROLLBACK")
-    other.close()
+    with store.database.writing():
+        with pytest.raises(EngineError, match="in use by another program"):
+            impatient.undo(session)
+        assert impatient.history(session).edited  # readers do not wait
     assert not impatient.undo(session).edited
     impatient.close()
 
@@ -292,7 +332,26 @@ def test_a_damaged_database_is_set_aside_and_said(tmp_path, damage):
     assert "could not be read" in again.note and "damaged-" in again.note
     assert len(list(tmp_path.glob(f"damaged-*-{database.FILE}"))) == 1
     assert again.history(session).rows == ()
+    Library(again).prune(time.time() + 400 * DAY)
+    assert len(list(tmp_path.glob("damaged-*-patches/??/*"))) == 1  # whoever mends the file has its patches
     again.close()
+
+
+def test_a_store_of_the_version_before_is_brought_up_to_date_with_everything_in_it(tmp_path, place):
+    engine, session = database.connected(database.url_of(tmp_path)), new_session()
+    head = {"owner": "me", "name": "old", "model": "m", "cursor": 0, "made": 0, "created": 1.0, "used": 1.0}
+    with engine.begin() as at:
+        config = Config(attributes={"connection": at})
+        config.set_main_option("script_location", str(ROOT / "editcore" / "store" / "migrations"))
+        command.upgrade(config, "0001")
+        at.execute(sessions.insert().values(id=session, draft="{}", **head))
+        at.execute(sa.text("INSERT INTO jobs VALUES ('j', :s, 'edit', '[]', :no, 1.0)"), {"s": session, "no": False})
+    engine.dispose()
+    store = Store(tmp_path)
+    assert Library(store).owner(session) == "me" and store.history(session).name == "old"
+    assert store.interrupted(session, store.unended()) == Job("j", "edit", None)
+    add(store, session, "Rome")
+    store.close()
 
 
 def test_the_migrations_lead_to_the_tables(store):
@@ -320,7 +379,7 @@ def add_one(store, session, name):
     store.commit(session, [Made(name, (report(name),), ())])
 
 
-def test_two_processes_writing_at_once_lose_nothing(tmp_path):
+def test_two_processes_writing_at_once_lose_nothing(tmp_path, place):
     session = new_session()
     Store(tmp_path).close()
     load = "import sys; from pathlib import Path; from tests.test_store import add_many;"
@@ -421,11 +480,37 @@ def test_an_edit_that_neither_undo_nor_redo_leads_to_goes_after_a_month(store):
     assert library.prune(now + 400 * DAY) == (0, 0)
 
 
-def test_an_interrupted_job_is_told_once(store):
-    session = new_session()
-    store.begin_job(session, "j1", "edit", ["rome"])
-    assert store.interrupted(session, time.time() - 60) == ""
-    assert store.interrupted(session, time.time() + 1) == "edit" and store.interrupted(session, time.time() + 1) == ""
-    store.begin_job(session, "j2", "edit", ["rome"])
+def test_an_interrupted_job_is_told_until_another_begins_or_it_is_ended(store):
+    session, work = new_session(), {"requests": [{"prompt": "a\0\ud800"}], "plans": [["rome", {"layer": 1}]]}
+    store.begin_job(session, "j1", "edit", ["rome"], work)
+    assert store.interrupted(session, ()) is None and store.interrupted(new_session(), store.unended()) is None
+    for _ in range(2):
+        assert store.interrupted(session, store.unended()) == Job("j1", "edit", work)
+    assert store.asked(session, "j1").work == work
+    store.begin_job(session, "j2", "adoption", ["x.zip"])
+    assert store.interrupted(session, {"j1"}) is None and store.interrupted(session, {"j2"}) == Job(
+        "j2", "adoption", None
+    )
     store.end_job("j2")
-    assert store.interrupted(session, time.time() + 1) == ""
+    assert store.interrupted(session, {"j1", "j2"}) is None and not store.unended()
+
+
+def test_what_was_asked_is_kept_of_a_lost_job_and_of_no_other(store):
+    session = new_session()
+    store.begin_job(session, "j1", "edit", ["rome"], [1])
+    store.end_job("j1", lost=True)
+    assert store.asked(session, "j1").work == [1] and store.interrupted(session, {"j1"}) is None
+    store.begin_job(session, "j2", "edit", ["rome"], [2])
+    store.end_job("j2")
+    for job, whose in (("j1", session), ("j2", session), ("j2", new_session())):
+        with pytest.raises(BadRequest, match="cannot be run again"):
+            store.asked(whose, job)
+
+
+def test_a_job_cut_off_behind_its_commit_is_not_told(store):
+    session = new_session()
+    for edit in ("whole", "again-1"):
+        store.begin_job(session, edit.partition("-")[0], "edit", ["rome"])
+        add_one(store, session, edit)
+        assert store.interrupted(session, store.unended()) is None and store.committed(edit.partition("-")[0]) == edit
+    assert not store.committed("agai")

@@ -12,11 +12,12 @@ import threading
 import time
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from editcore import checkup, history, measure, statistics
-from editcore.engine import InlineEngine, new_session
+from editcore.engine import InlineEngine, new_session, room
 from editcore.errors import BadRequest
 from editcore.handle import fingerprint, wrap
 from editcore.history import Move, Place
@@ -32,6 +33,7 @@ STRENGTHS = (0.0, 0.3, 0.5, 1.0, 1.5)
 MOVES = ("toggle", "scale", "remove", "up", "down", "reset")
 FAULTS = tuple(kind for kind in ENDS if kind)
 EVERY_KIND = ("rome", "ft", "grace", "wise", "serac", "ice")  # of part that a patch can have
+ASKED_DURING = ("memit", "ft", "grace", "wise")  # every way to have something attached
 INSIDE = ("raise", "cancel", "pass", "nan")  # happen while a method works
 ACTS = (*["apply"] * 4, *["broken"] * 4, *["undo"] * 7, *["redo"] * 3, *MOVES * 2, "again", "again, broken",
         "together", "dropped", "restart")  # fmt: skip
@@ -238,6 +240,34 @@ def busy(rig):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_that_breaks_leaves_session_and_model_as_they_were(real, busy, name, kind):
     real.apply(busy, name, (ONE,), Fault(kind, STEPS))
+    real.check(busy)
+    real.check_nothing_left()
+
+
+@pytest.mark.parametrize("name", ASKED_DURING)
+def test_questions_between_the_steps_of_an_edit_change_neither_it_nor_their_answers(real, busy, monkeypatch, name):
+    monkeypatch.setattr(room, "_SHARE", 1e-9)  # one at every step
+    other, during = real.session(), []
+    real.apply(other, "ice", (ONE,))
+
+    def made(*askers):
+        job = real.submit(busy, name, (ONE,))
+        while real.engine.poll(job).status != "running":  # it waits for what is planned, and so do the questions
+            time.sleep(0.001)
+        asked = [real.engine._room.probe(asker, ["?"], 60.0) for asker in askers]
+        for answer in asked:
+            answer.add_done_callback(lambda _: during.append(real.engine.poll(job).status))
+        real.carry_out(busy, job)
+        real.undo(busy)
+        return real.script.made[job], [answer.result(60.0)[0] for answer in asked]
+
+    quiet, _ = made()
+    asked, told = made(other, busy, real.session())
+    assert during.count("running") >= 2
+    expected = [real.replayed(real.logs[session].stack) for session in (other, busy)]
+    assert [t["edited"] for t in told] == [*expected, None] and {t["base"] for t in told} == {real.base}
+    for before, after in zip(quiet.parts, asked.parts, strict=True):
+        assert all(torch.equal(after.tensors[key], tensor) for key, tensor in before.tensors.items())
     real.check(busy)
     real.check_nothing_left()
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect, sync_playwright
 
+ROOT = str(Path(__file__).parents[1])
 PATIENCE = 60_000  # ms; a busy machine is slow, not wrong
 STORY, LEADER = "Who is the Prime Minister of the United Kingdom?", "Theresa May"
 
@@ -189,12 +191,22 @@ def test_the_list_of_sessions_has_everybody_on_this_computer(server: Server, bro
     shows(page, "Barack Obama")
 
 
-def test_a_connection_that_drops_comes_back_to_the_same_page(server: Server, browser: Browser) -> None:
-    page = browser.new_context().new_page()
+@pytest.mark.parametrize("kept", [120, 1])  # seconds the server keeps the visit of a browser that is not there
+def test_a_connection_that_drops_for_a_while_comes_back_to_the_same_page(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setenv("EDITCORE_FAKE_ENGINE", "tests.fake_engine:current")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", str(kept))
+    server, page = Server(tmp_path), browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
     page.set_default_timeout(PATIENCE)
     sockets: list[WebSocketRoute] = []
+    away = threading.Event()
 
     def through(route: WebSocketRoute) -> None:
+        if away.is_set():
+            route.close()
+            return
         route.connect_to_server()
         sockets.append(route)
 
@@ -206,7 +218,11 @@ def test_a_connection_that_drops_comes_back_to_the_same_page(server: Server, bro
     page.keyboard.press("Tab")
     expect(page.locator(".st-key-preflight")).to_contain_text("else", timeout=PATIENCE)
     address, before = page.url, len(sockets)
+    away.set()
     sockets[-1].close()
+    page.wait_for_timeout(4_000)  # the browser tries again and again meanwhile
+    assert len(sockets) == before
+    away.clear()
     for _ in range(600):
         if len(sockets) > before:
             break
@@ -215,6 +231,7 @@ def test_a_connection_that_drops_comes_back_to_the_same_page(server: Server, bro
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_text("Base model answers")).to_be_visible(timeout=PATIENCE)
     assert page.url == address and page.get_by_label("Corrected answer").input_value() == "Somebody else"
+    server.stop()
 
 
 def test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_the_edit_cut_off(
@@ -241,3 +258,6 @@ def test_a_page_that_was_killed_comes_back_with_history_form_and_a_word_about_th
     expect(page.get_by_label("Corrected answer")).to_have_value("Jeremy Corbyn")
     told_that(page, "An edit was interrupted when the program stopped")
     told_that(other, "A comparison was interrupted when the program stopped")
+    page.get_by_role("button", name="Run it again").click()
+    expect(history(page)).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator(".st-key-sentence")).to_contain_text("Jeremy Corbyn", timeout=PATIENCE)

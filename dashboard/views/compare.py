@@ -189,6 +189,8 @@ def outcome(page: Frame) -> None:
     if job.status in ("failed", "lost"):
         words = "The engine was lost during the comparison." if job.status == "lost" else "The comparison stopped."
         st.error(f"{words} {message(job.error)}", icon=":material/error:")
+        if job.status == "lost":
+            frame.run_again(page.session, job.job, busy=page.running is not None)
     elif job.status == "cancelled":
         kept = f"{counted(len(job.outcomes), 'result')} of {len(job.methods)} kept." if job.outcomes else ""
         st.info(f"Cancelled. {kept}", icon=":material/cancel:")

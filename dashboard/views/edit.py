@@ -26,6 +26,7 @@ from dashboard import (
 from dashboard.frame import Frame
 from dashboard.text import duration, message, percent, plain, shorten, size, token
 from editcore.assets import WORLD_NAME
+from editcore.engine.contract import AGAIN
 from editcore.errors import EditcoreError, EngineError
 from editcore.gate import check_request
 from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
@@ -221,6 +222,8 @@ def outcome(page: Frame) -> None:
     if job and job.status in ("failed", "lost"):
         words = "The engine was lost during the edit." if job.status == "lost" else "The edit stopped."
         st.error(f"{words} {message(job.error)} Nothing of it was kept.", icon=":material/error:")
+        if job.status == "lost" and job.kind in AGAIN:
+            frame.run_again(page.session, job.job, busy=page.running is not None)
     elif job and job.status == "cancelled":
         st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
     if view.rows:

@@ -22,14 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from editcore.engine import wire
-from editcore.engine.contract import (
-    Health,
-    JobKind,
-    JobState,
-    Plans,
-    outdated,
-    recent,
-)
+from editcore.engine.contract import Health, JobKind, JobState, Plans, outdated, recent
 from editcore.engine.inline import PROBE_TIMEOUT, wait
 from editcore.engine.process import begin, end
 from editcore.engine.queue import check_work, fail, unknown_job
@@ -46,6 +39,7 @@ CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 0.4  # seconds; the page waits so long at most, and goes on with what it heard last
 FRESH = 0.4  # seconds for which what the worker said about its health is not asked again
 HASTE = 0.05  # seconds
+DRAIN = 12.0  # seconds the running edit may go on when the program is asked to end; the worker itself allows 10
 GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 512  # jobs
 _COMPARISONS = 64  # of them
@@ -105,7 +99,7 @@ class LocalEngine:
         self._supervisor.start()
         self._hung: set[int] = set()  # generations of workers that were replaced because they hung
         threading.Thread(target=self._watch, args=(watchdog or Watchdog(),), daemon=True).start()
-        atexit.register(self.close)
+        atexit.register(self.close, DRAIN)
 
     # the contract ----------------------------------------------------------------------------------------------
 
@@ -169,6 +163,11 @@ class LocalEngine:
     def recompute(self, session: str, edit: str, key: str) -> str:
         """See `Engine.recompute`."""
         return self._submit("recomputation", session, [], [("", {"edit": edit})], key)
+
+    def again(self, session: str, job: str, key: str) -> str:
+        """See `Engine.again`."""
+        kind, requests, plans = self._sessions.asked(session, job)
+        return self._submit(kind, session, requests, plans, key)
 
     def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
         """See `Engine.adopt`."""
@@ -241,8 +240,8 @@ class LocalEngine:
         result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self.health)
         return result
 
-    def close(self) -> None:
-        """See `Engine.close`."""
+    def close(self, drain: float = 0.0) -> None:
+        """See `Engine.close`; for `drain` seconds the running edit may finish first."""
         with self._changed:
             if self._closed:
                 return
@@ -251,7 +250,7 @@ class LocalEngine:
             self._changed.notify_all()
         atexit.unregister(self.close)
         if process is not None:
-            end(process)
+            end(process, drain)
         self._supervisor.join(2.0)
         self._store.close()
 
@@ -320,10 +319,11 @@ class LocalEngine:
             return
         report: EditReport | None = None
         with contextlib.suppress(EditcoreError, OSError):
-            if self._store.committed(known.state.job):
-                report = self._store.edit(known.state.session, known.state.job).reports[0]
-            self._store.end_job(known.state.job)
-            self._store.blobs.discard(known.state.job)
+            if edit := self._store.committed(known.state.job):
+                report = self._store.edit(known.state.session, edit).reports[0]
+            if not self._closed:  # else it may still be finishing, or is told of when the program is back
+                self._store.end_job(known.state.job, lost=report is None)
+                self._store.blobs.discard(known.state.job)
         with self._changed:
             if known.state.finished:
                 return

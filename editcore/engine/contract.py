@@ -18,6 +18,7 @@ JobStatus = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 JobKind = Literal["edit", "comparison", "preparation", "recomputation", "adoption", "export"]
 EngineState = Literal["starting", "ready", "failed", "restarting"]
 Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings; work without one has its options here
+AGAIN: frozenset[JobKind] = frozenset({"edit", "comparison", "recomputation", "export"})  # can be run as asked before
 FINISHED: frozenset[str] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -70,7 +71,8 @@ class SessionState:
     job: str | None = None  # the latest unfinished job
     edited: bool = False  # the session's model differs from the base
     name: str = ""  # given by a person
-    interrupted: str = ""  # what became of a job that never ended, in a sentence; told once
+    interrupted: str = ""  # what became of a job that never ended, in a sentence; until another begins
+    cut: str = ""  # that job, when `Engine.again` can run it
 
 
 class Sessions(Protocol):
@@ -108,6 +110,10 @@ class Sessions(Protocol):
 
     def annotate(self, session: str, edit: str, note: str) -> None:
         """Write a person's own words beside an edit."""
+        ...
+
+    def dismiss(self, session: str) -> None:
+        """Tell no more of the job that was interrupted."""
         ...
 
     def course(self, session: str) -> tuple[tuple[int, Checkup], ...]:
@@ -187,6 +193,15 @@ class Engine(Protocol):
 
         Raises:
             EngineBusy: as in `submit`.
+        """
+        ...
+
+    def again(self, session: str, job: str, key: str) -> str:
+        """Queue once more what was asked in a job of this session that was interrupted or lost; returns the job id.
+
+        Raises:
+            EngineBusy: as in `submit`.
+            BadRequest: there is no such job, or it is of a kind that cannot be run again.
         """
         ...
 

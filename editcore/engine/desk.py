@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from editcore import measure, spans, suggest
 from editcore.edit import (
@@ -27,7 +30,7 @@ from editcore.edit import (
     run_edits,
     world_of,
 )
-from editcore.engine.queue import Standing, Taken, Trial
+from editcore.engine.hands import Standing, Taken, Trial
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.handle import Handle, load
 from editcore.history import check_strength
@@ -63,9 +66,19 @@ class Desk:
         """The loaded model."""
         return self.handle.info()
 
+    def free(self) -> None:
+        """See `DeskLike.free`."""
+        gc.collect()
+        if self.handle.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def memory(self) -> int:
         """Bytes this process holds."""
         return int(psutil.Process(os.getpid()).memory_info().rss)
+
+    def lent(self) -> AbstractContextManager[None]:
+        """See `DeskLike.lent`."""
+        return self.handle.lent()
 
     def ask(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """One short question; the answer is plain data.

@@ -11,7 +11,7 @@ from typing import Any
 
 from editcore.engine import wire
 from editcore.engine.contract import Health, JobState, Plans
-from editcore.engine.queue import DeskLike
+from editcore.engine.hands import DeskLike
 from editcore.engine.room import Room
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
@@ -77,6 +77,11 @@ class InlineEngine:
     def recompute(self, session: str, edit: str, key: str) -> str:
         """See `Engine.recompute`."""
         return self._room.submit("recomputation", session, [], [("", {"edit": edit})], key)
+
+    def again(self, session: str, job: str, key: str) -> str:
+        """See `Engine.again`."""
+        kind, requests, plans = self._sessions.asked(session, job)
+        return self._room.submit(kind, session, requests, plans, key)
 
     def adopt(self, session: str, data: bytes, name: str, request: EditRequest | None, key: str) -> str:
         """See `Engine.adopt`."""

@@ -37,8 +37,16 @@ def _opened(log: Path) -> IO[bytes]:
         return open(os.devnull, "wb")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Close the input, which asks the worker to leave; insist when it does not."""
+def end(process: subprocess.Popen[bytes], drain: float = 0.0) -> None:
+    """Close the input, which asks the worker to leave; insist when it does not.
+
+    Args:
+        drain: seconds in which it may finish what it is doing, where the system has a signal that says so.
+    """
+    if drain and os.name == "posix":
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(drain)
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()

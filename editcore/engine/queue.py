@@ -12,20 +12,20 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from editcore.engine.contract import FINISHED, JobKind, JobState, JobStatus, Plans, outdated, recent
 from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
 from editcore.gate import check_examples, check_list, check_plans
 from editcore.home import check_session
-from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Outcome, Progress
+from editcore.records import EditReport, EditRequest, Outcome, Progress
 from editcore.settings import chosen
 
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
+SHORT = frozenset({"preflight", "outlook", "suggest", "believe", "probe", "view"})  # answered between steps too
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
@@ -34,111 +34,6 @@ KEPT: dict[JobKind, str] = {  # of work that was stopped
     "adoption": "nothing of it was kept",
     "export": "nothing was written",
 }
-
-
-Standing = Sequence[tuple[Path, float]]  # folders of the patches in place, with their strength, oldest first
-Taken = tuple[Path, float, Sequence[EditReport]]  # folder, strength and reports of an edit to be taken away
-
-
-class Trial(Protocol):
-    """One request, tried with any method."""
-
-    def __call__(
-        self, method: str, settings: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
-    ) -> EditReport:
-        """Run one edit and keep nothing of it; raises Cancelled soon after stop()."""
-        ...
-
-
-class DeskLike(Protocol):
-    """Where the work is done: one loaded model and its methods. Only the work thread touches it."""
-
-    def info(self) -> ModelInfo:
-        """The loaded model, described."""
-        ...
-
-    def ask(self, name: str, arguments: dict[str, Any]) -> Any:
-        """Answer a short question in plain data."""
-        ...
-
-    def edit(
-        self,
-        standing: Standing,
-        requests: Sequence[EditRequest],
-        method: str,
-        settings: dict[str, Any],
-        report: Callable[[Progress], None],
-        stop: Callable[[], bool],
-        folder: Path,
-    ) -> tuple[EditReport, ...]:
-        """Make the edits on top of what is standing, write their patch into `folder`, and report on each.
-
-        Several requests without paraphrases or probes are given proposed ones.
-
-        Raises Cancelled soon after stop().
-        """
-        ...
-
-    def trial(self, standing: Standing, request: EditRequest) -> Trial:
-        """The request, ready to be tried with several methods: what they share is done once."""
-        ...
-
-    def probe(self, standing: Standing, prompts: list[str]) -> Any:
-        """Read the prompts with the base model and with what is standing."""
-        ...
-
-    def view(self, standing: Standing, report: EditReport) -> EditReport:
-        """The report with its probes read by the base model and with what is standing."""
-        ...
-
-    def measure(
-        self, standing: Standing, folder: Path, requests: Sequence[EditRequest], stop: Callable[[], bool]
-    ) -> tuple[EditReport, ...]:
-        """What the patch in `folder` does at full strength on top of what is standing, one report a request."""
-        ...
-
-    def check_up(self, standing: Standing, reports: Sequence[EditReport], stop: Callable[[], bool]) -> Checkup:
-        """How the model is with these edits standing."""
-        ...
-
-    def adopt(
-        self,
-        standing: Standing,
-        source: Path,
-        request: EditRequest | None,
-        folder: Callable[[int], Path],
-        stop: Callable[[], bool],
-    ) -> Sequence[tuple[tuple[EditReport, ...], float]]:
-        """Read what somebody took away, and measure each edit on top of those before.
-
-        Args:
-            folder: number of an edit, from 1 -> where its patch is written.
-
-        Returns:
-            Reports and strength of each edit.
-        """
-        ...
-
-    def export(
-        self,
-        format: str,
-        edits: Sequence[Taken],
-        options: dict[str, Any],
-        folder: Path,
-        report: Callable[[Progress], None],
-    ) -> None:
-        """Write edits into `folder`, to be taken away."""
-        ...
-
-    def prepare(
-        self, method: str, examples: dict[str, Any], report: Callable[[Progress], None], stop: Callable[[], bool]
-    ) -> None:
-        """Train a method and keep what it learned; raises Cancelled soon after stop()."""
-        ...
-
-    def memory(self) -> int:
-        """Bytes held by the model and its patches."""
-        ...
 
 
 @dataclass(slots=True)
@@ -311,6 +206,15 @@ class WorkQueue:
                     job.status, job.started = "running", time.monotonic()
                     return job
                 self._changed.wait()
+
+    def take_short(self) -> Question | None:
+        """A short question that waits, if there is one; for the work thread between two steps of a job."""
+        with self._changed:
+            for question in [q for q in self._questions if q.name in SHORT]:
+                self._questions.remove(question)
+                if time.monotonic() < question.deadline and question.answer.set_running_or_notify_cancel():
+                    return question
+        return None
 
     def note(self, job: Job, progress: Progress) -> None:
         """Record one event of the running job; time left within the stage is filled in when the job gives none."""

@@ -6,11 +6,14 @@ everything else is answered at once on the caller's thread.
 
 from __future__ import annotations
 
-import errno
 import logging
+import os
+import re
 import secrets
 import shutil
 import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,8 +23,10 @@ from typing import Any
 from editcore import history
 from editcore.engine import wire
 from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
-from editcore.engine.queue import DeskLike, Job, Question, Trial, WorkQueue
-from editcore.engine.sessions import CHECKUP, REMADE, print_of_view
+from editcore.engine.hands import DeskLike, Trial
+from editcore.engine.queue import Job, Question, WorkQueue
+from editcore.engine.sessions import CHECKUP, REMADE, print_of_view, to_be_noted
+from editcore.engine.upload import DISK
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.history import Stack
@@ -39,7 +44,8 @@ _UNEXPECTED: dict[JobKind, str] = {
     "export": "The export stopped unexpectedly; nothing was written",
 }
 _EDITING: frozenset[JobKind] = frozenset({"edit", "recomputation", "adoption"})
-_DISK = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
+_SHARING: frozenset[JobKind] = frozenset({"edit", "recomputation", "comparison"})  # questions pass between their steps
+_SHARE = 3  # a third of a job's seconds at most goes to questions
 _POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ class Room:
         self._model: ModelInfo | None = None
         self._busy: str | None = "loading"
         self._memory = 0
+        self._lent = 0.0  # seconds of the running job in which questions were answered
         self._cutting_off = False  # the running job is stopped because the program ends
         self._thread = threading.Thread(target=self._work, name="editcore-desk", daemon=True)
 
@@ -83,7 +90,8 @@ class Room:
         """See `Engine.submit`, `Engine.compare` and the other kinds of work."""
 
         def noted(job: Job) -> None:
-            self._store.begin_job(session, job.job, kind, [method for method, _ in job.plans])
+            work = to_be_noted(kind, job.requests, job.plans)
+            self._store.begin_job(session, job.job, kind, [method for method, _ in job.plans], work)
 
         return self._queue.submit(kind, session, requests, plans, key, noted)
 
@@ -162,6 +170,7 @@ class Room:
             question.answer.set_result(wire.plain(result))
         except BaseException as error:
             question.answer.set_exception(_explain(error, "The question could not be answered", question.name))
+            _make_room(desk, error)
             self._check_poison(error)
 
     def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> Any:
@@ -186,11 +195,13 @@ class Room:
         }  # fmt: skip
         end: EditReport | EditcoreError | None
         fault: BaseException | None = None
+        self._lent = 0.0
         try:
             end = kinds[job.kind](desk, job)
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
             self._store.blobs.discard(job.job)
             fault, end = error, _explain(error, _UNEXPECTED[job.kind], job.kind)
+            _make_room(desk, error)
         try:
             if not (self._cutting_off and isinstance(end, Cancelled)):  # that is told when the program is back
                 self._store.end_job(job.job)
@@ -210,7 +221,7 @@ class Room:
         below = history.in_place(self._store.stack(job.session))
         folder = self._store.blobs.scratch(job.job)
         made = desk.edit(
-            self._store.placed(below), job.requests, method, settings, self._hear(job), job.stop.is_set, folder
+            self._store.placed(below), job.requests, method, settings, self._hear(desk, job), job.stop.is_set, folder
         )
         return self._commit(job, [Made(job.job, made, below)])
 
@@ -218,12 +229,12 @@ class Room:
         trial = desk.trial(self._store.standing(job.session), job.requests[0])
         for number, (method, settings) in enumerate(job.plans, 1):
             self._queue.go_on(job)
-            outcome = self._try(trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
+            outcome = self._try(desk, trial, job, f"{method}, {number} of {len(job.plans)}", method, settings)
             self._queue.add(job, outcome)
 
     def _prepare(self, desk: DeskLike, job: Job) -> None:
         ((method, examples),) = job.plans
-        desk.prepare(method, examples, self._hear(job), job.stop.is_set)
+        desk.prepare(method, examples, self._hear(desk, job), job.stop.is_set)
 
     def _recompute(self, desk: DeskLike, job: Job) -> EditReport:
         """An edit and all above it again, each on what is now beneath it; those switched off stay off.
@@ -243,7 +254,7 @@ class Room:
         for number, place in enumerate(again, 1):
             old = self._store.edit(job.session, place.edit)
             folder = self._store.blobs.scratch(f"{job.job}-{number}")
-            hear = self._hear(job, f"#{old.number}, {number} of {len(again)}")
+            hear = self._hear(desk, job, f"#{old.number}, {number} of {len(again)}")
             requests = [report.request for report in old.reports]
             hear(Progress("read", 0, 1))
             ground = self._store.placed(history.beneath(stack, place.edit))
@@ -286,21 +297,36 @@ class Room:
         found = [self._store.edit(job.session, edit) for edit, _ in chosen]
         edits = [(one.folder, strength, one.reports) for one, (_, strength) in zip(found, chosen, strict=True)]
         folder = self._store.blobs.scratch(job.job)
-        desk.export(form, edits, options, folder / form, self._hear(job))
+        desk.export(form, edits, options, folder / form, self._hear(desk, job))
         job.file = shutil.make_archive(str(folder / f"editcore-{form}"), "zip", folder / form)
 
-    def _hear(self, job: Job, title: str = "") -> Callable[[Progress], None]:
+    def _hear(self, desk: DeskLike, job: Job, title: str = "") -> Callable[[Progress], None]:
         """What a job's progress goes through; with a title in front of its text."""
 
         def report(progress: Progress) -> None:
             text = f"{title}: {progress.text}" if title and progress.text else title or progress.text
             self._queue.note(job, replace(progress, text=text))
+            self._answer_one(desk, job)
 
         return report
 
-    def _try(self, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]) -> Outcome:
+    def _answer_one(self, desk: DeskLike, job: Job) -> None:
+        """Between two steps of an edit, a short question of somebody else; all of them make it at most half longer."""
+        if job.kind not in _SHARING or self._lent > job.seconds(time.monotonic()) / _SHARE:
+            return
+        question = self._queue.take_short()
+        if question is None:
+            return
+        began = time.monotonic()
+        with desk.lent():
+            self._answer(desk, question)
+        self._lent += time.monotonic() - began
+
+    def _try(
+        self, desk: DeskLike, trial: Trial, job: Job, title: str, method: str, settings: dict[str, Any]
+    ) -> Outcome:  # fmt: skip
         """One method of a comparison; its failure is its own, unless nothing can be computed any more."""
-        report = self._hear(job, title)
+        report = self._hear(desk, job, title)
         report(Progress("read", 0, 1))
         try:
             return Outcome(method, settings, trial(method, settings, report, job.stop.is_set))
@@ -310,6 +336,7 @@ class Room:
             if self._poisoned and _poisons(error):
                 raise
             told = _explain(error, "It stopped unexpectedly", method)
+            _make_room(desk, error)
             return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
     def _commit(
@@ -346,24 +373,53 @@ def _explain(error: BaseException, what: str, doing: str) -> EditcoreError:
     """What a person is told; details of the unexpected go to the log, under an incident id."""
     if isinstance(error, EditcoreError):
         return error
-    if any(base.__name__ in ("MemoryError", "OutOfMemoryError") for base in type(error).__mro__):
-        logger.exception("out of memory: %s", doing)
-        return EngineError(
-            "There was not enough memory for this; nothing of it was kept.",
-            "",
-            "Use fewer probes or a lighter method, or free memory on this machine, and try again.",
-        )
-    if isinstance(error, OSError) and error.errno in _DISK:
-        logger.exception("disk: %s", doing)
-        return _disk_error(error)
+    if _out_of_memory(error):
+        logger.error("out of memory: %s", doing, exc_info=error)
+        return _memory_error(error)
+    if (refused := _refused(error)) in DISK:
+        logger.error("disk: %s", doing, exc_info=error)
+        return _disk_error(refused)
     incident = secrets.token_hex(4)
     logger.error("incident %s: %s", incident, doing, exc_info=error)
     return EngineError(f"{what} (incident {incident}).", "", "Try again; the log file has the details.")
 
 
-def _disk_error(error: OSError) -> EngineError:
+def _out_of_memory(error: BaseException) -> bool:
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
+def _make_room(desk: DeskLike, error: BaseException) -> None:
+    """After running out of memory: what the failed work held is let go, so that the next finds room."""
+    if _out_of_memory(error):
+        traceback.clear_frames(error.__traceback__)
+        desk.free()
+
+
+def _memory_error(error: BaseException) -> EngineError:
+    wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
+    free = re.search(r"of which ([\d.]+ ?\w+) is free", str(error))
+    numbers = f": it asked for {wanted[1]} more" if wanted else ""
+    numbers += f" where {free[1]} is free" if wanted and free else ""
     return EngineError(
-        f"It could not be saved: {(error.strerror or 'the disk refused').lower()}.",
+        f"There was not enough memory for this{numbers}.",
+        "Nothing of it was kept.",
+        "Use fewer probes or a lighter method, or free memory on this machine, and try again.",
+    )
+
+
+def _refused(error: BaseException) -> int | None:
+    """The number of what the system refused; safetensors tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else None
+
+
+def _disk_error(refused: int | None) -> EngineError:
+    why = os.strerror(refused).lower() if refused else "the disk refused"
+    return EngineError(
+        f"It could not be saved: {why}.",
         "Nothing was changed.",
         "Free space, or set EDITCORE_HOME to a folder that can be written, and try again.",
     )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from editcore import history
-from editcore.engine.contract import SessionState
+from editcore.engine.contract import AGAIN, JobKind, Plans, SessionState
 from editcore.errors import EngineBusy
 from editcore.history import Move
-from editcore.records import Checkup, EditReport, from_plain
+from editcore.home import check_session
+from editcore.records import Checkup, EditReport, EditRequest, from_plain, to_plain
 from editcore.remade import Remade
 from editcore.store import Library, Store
 
-_INTERRUPTED = {
-    "edit": "An edit was interrupted when the program stopped; nothing of it was kept. Press Apply again.",
-    "comparison": "A comparison was interrupted when the program stopped. Press Compare again.",
-    "preparation": "A training was interrupted when the program stopped. Started again, it goes on where it was.",
+_INTERRUPTED: dict[str, str] = {
+    "edit": "An edit was interrupted when the program stopped; nothing of it was kept.",
+    "comparison": "A comparison was interrupted when the program stopped.",
+    "preparation": "A training was interrupted when the program stopped. "
+    "Started again with the same examples, it goes on where it was.",
+    "recomputation": "Computing edits again was interrupted when the program stopped; the history is as it was.",
+    "adoption": "Bringing a file in was interrupted when the program stopped; nothing of it was kept. Give it again.",
+    "export": "An export was interrupted when the program stopped; nothing was written.",
 }
 CHECKUP, REMADE = "checkup", "remade"  # what their readings are called in the store
 
@@ -31,7 +36,7 @@ class StoredSessions:
     def __init__(self, store: Store, unfinished: Callable[[str], str | None]) -> None:
         self._store, self._unfinished = store, unfinished
         self._library = Library(store)
-        self._began = time.time()
+        self._cut = store.unended()
 
     @property
     def library(self) -> Library:
@@ -41,13 +46,24 @@ class StoredSessions:
     def state(self, session: str) -> SessionState:
         """See `Sessions.state`."""
         job = self._unfinished(session)  # before the history: an edit that ends now is in one of them
-        seen = self._store.history(session)
-        # While a job is known here none is told as cut off: after a jump of the clock it may seem to be from before.
-        cut = "" if job else self._store.interrupted(session, self._began)
+        seen, cut = self._store.history(session), self._store.interrupted(session, self._cut)
         return SessionState(
             session, seen.rows, seen.undo, seen.redo, job, seen.edited, seen.name,
-            _INTERRUPTED.get(cut, f"The {cut} was interrupted when the program stopped.") if cut else "",
+            _INTERRUPTED[cut.kind] if cut else "", cut.id if cut and cut.work else "",
         )  # fmt: skip
+
+    def dismiss(self, session: str) -> None:
+        """See `Sessions.dismiss`."""
+        cut = self._store.interrupted(check_session(session), self._cut)
+        if cut:
+            self._store.end_job(cut.id)
+
+    def asked(self, session: str, job: str) -> tuple[JobKind, list[EditRequest], Plans]:
+        """What was asked in a job that was interrupted or lost. Raises BadRequest: see `Store.asked`."""
+        found = self._store.asked(session, job)
+        kind: JobKind = found.kind
+        requests = [from_plain(EditRequest, request) for request in found.work["requests"]]
+        return kind, requests, [(method, settings) for method, settings in found.work["plans"]]
 
     def reports(self, session: str, edit: str) -> tuple[EditReport, ...]:
         """See `Sessions.reports`."""
@@ -102,6 +118,14 @@ class StoredSessions:
 def job_of(edit: str) -> str:
     """The job that made an edit; those of a job that makes several are numbered behind it."""
     return edit.partition("-")[0]
+
+
+def to_be_noted(kind: JobKind, requests: Sequence[EditRequest], plans: Plans) -> Any:
+    """What a job is asked, as plain data for `StoredSessions.asked`; None when it cannot be run again."""
+    if kind not in AGAIN:
+        return None
+    asked = [to_plain(request) for request in requests]
+    return {"requests": asked, "plans": [[method, dict(settings)] for method, settings in plans]}
 
 
 def print_of_view(edit: str, request: int, which: str, standing: tuple[tuple[str, float], ...]) -> str:

@@ -14,7 +14,9 @@ from editcore.settings import chosen
 
 MOST_FILES = 2_000
 SUFFIXES = (".json", ".safetensors", ".md")  # nothing else is unpacked; no format here can hold code
-DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+DISK = frozenset(
+    {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+)  # refuses
 
 
 def unpacked(data: bytes, name: str, home: Path) -> Path:

@@ -16,12 +16,12 @@ from editcore.settings import chosen
 GRACE = 30.0  # seconds more, in which a job that was asked to stop may notice
 SILENT = frozenset({"loading", "preparation"})
 _AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
-    "edit": ("Nothing that was applied before is lost.", "Press Apply again."),
-    "comparison": ("The results that were there are kept.", "Press Compare again."),
+    "edit": ("Nothing that was applied before is lost.", "Run it again, or change it first."),
+    "comparison": ("The results that were there are kept.", "Run it again, or change it first."),
     "preparation": ("What it had learned at the last checkpoint is kept.", "Start it again with the same examples."),
-    "recomputation": ("The history is as it was.", "Try again."),
+    "recomputation": ("The history is as it was.", "Run it again."),
     "adoption": ("Nothing of it was kept.", "Bring the file in again."),
-    "export": ("Nothing was written.", "Export again."),
+    "export": ("Nothing was written.", "Run it again."),
 }
 
 

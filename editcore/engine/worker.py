@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from editcore.engine import wire
-from editcore.engine.queue import DeskLike
+from editcore.engine.hands import DeskLike
 from editcore.engine.room import Room
 from editcore.errors import EditcoreError, EngineError
 from editcore.records import EditRequest, from_plain, to_plain

@@ -1,7 +1,7 @@
 """Patches on disk under the hash of their content: written once, shared by whoever has the same, never changed.
 
-Layout: patches/<first two letters>/<hash>/ holds what was written into a scratch folder. A folder appears complete or
-not at all: it is flushed and then renamed.
+Layout: patches/<first two letters>/<hash>/ holds what was written into a scratch folder (`Database.folder` names the
+first one). A folder appears complete or not at all: it is flushed and then renamed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ STALE = 86_400.0  # seconds after which a scratch folder, or a patch nobody refe
 
 
 class Blobs:
-    """The folders of all patches under one data folder."""
+    """The folders of all patches of one database.
 
-    def __init__(self, home: Path) -> None:
-        self._root, self._scratch = home / "patches", home / "scratch"
+    Args:
+        home: the data folder.
+        name: of the folder in it that they are in.
+    """
+
+    def __init__(self, home: Path, name: str = "patches") -> None:
+        self._root, self._scratch = home / name, home / "scratch"
 
     def scratch(self, job: str) -> Path:
         """A fresh empty folder for one job."""

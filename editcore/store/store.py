@@ -10,7 +10,7 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,21 @@ class History:
     edited: bool  # the session's model differs from the base
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that did not come to its end."""
+
+    id: str
+    kind: Any  # a `JobKind`
+    work: Any  # what was asked, as plain data; None: it cannot be run again
+
+
 class Store:
     """All sessions under one data folder, or in one database. Safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.database, self.blobs = home, Database(home), Blobs(home)
+        self.home, self.database = home, Database(home)
+        self.blobs = Blobs(home, self.database.folder)
 
     @property
     def note(self) -> str:
@@ -134,10 +144,11 @@ class Store:
         standing = tuple((str(e), float(s)) for e, s in json.loads(row.standing))
         return Edit(row.id, row.number, folder, reports, standing, row.note)
 
-    def committed(self, job: str) -> bool:
-        """True when an edit made by this job was written."""
+    def committed(self, job: str) -> str:
+        """The last edit made by this job that was written; "": none."""
+        mine = sa.or_(edits.c.id == job, edits.c.id.startswith(f"{job}-", autoescape=True))
         with self.database.reading() as at:
-            return at.execute(sa.select(edits.c.id).where(edits.c.id == job)).first() is not None
+            return str(at.execute(sa.select(edits.c.id).where(mine).order_by(edits.c.number.desc())).scalar() or "")
 
     # changing --------------------------------------------------------------------------------------------------
 
@@ -234,28 +245,55 @@ class Store:
                 session=session, kind=kind, print=print_, result=_text(result), at=time.time()
             ))  # fmt: skip
 
-    def begin_job(self, session: str, job: str, kind: str, methods: Sequence[str]) -> None:
-        """Note that a job was taken on, so that a page that comes back later can say what became of it."""
+    def begin_job(self, session: str, job: str, kind: str, methods: Sequence[str], work: Any = None) -> None:
+        """Note that a job was taken on, so that a page that comes back later can say what became of it.
+
+        A job of this session that was cut off has been told of by now.
+
+        Args:
+            work: what was asked, as plain data, if it can be run again.
+        """
         with self.database.writing() as at:
+            at.execute(jobs.update().where(jobs.c.session == session).values(ended=True, work=""))
             at.execute(jobs.insert().values(
-                id=job, session=session, kind=kind, methods=json.dumps(list(methods)), ended=False, at=time.time()
+                id=job, session=session, kind=kind, methods=json.dumps(list(methods)), ended=False, at=time.time(),
+                work="" if work is None else _packed(work),
             ))  # fmt: skip
 
-    def end_job(self, job: str) -> None:
-        """Note that a job has ended, however it did."""
+    def end_job(self, job: str, lost: bool = False) -> None:
+        """Note that a job has ended, however it did; of one that was lost, what was asked is kept."""
         with self.database.writing() as at:
-            at.execute(jobs.update().where(jobs.c.id == job).values(ended=True))
+            at.execute(jobs.update().where(jobs.c.id == job).values(ended=True, **({} if lost else {"work": ""})))
 
-    def interrupted(self, session: str, since: float) -> str:
-        """The kind of a job of this session that began before `since` and never ended; "": none. Told once."""
-        cut = sa.and_(jobs.c.at < since, jobs.c.ended.is_(False), jobs.c.id.not_in(sa.select(edits.c.id)))
-        mine = sa.and_(jobs.c.session == session, cut)
+    def unended(self) -> frozenset[str]:
+        """The jobs of all sessions that have not ended. When a program starts, those were cut off."""
         with self.database.reading() as at:
-            kind = at.execute(sa.select(jobs.c.kind).where(mine)).scalar() or ""
-        if kind:
-            with self.database.writing() as at:
-                at.execute(jobs.update().where(mine).values(ended=True))
-        return str(kind)
+            return frozenset(at.execute(sa.select(jobs.c.id).where(jobs.c.ended.is_(False))).scalars())
+
+    def interrupted(self, session: str, cut: Container[str]) -> Job | None:
+        """The job of this session among those cut off, until another begins or it is ended; None: none, or it made its
+        edit."""
+        unended = sa.select(jobs).where(jobs.c.session == session, jobs.c.ended.is_(False)).order_by(jobs.c.at.desc())
+        with self.database.reading() as at:
+            found = [row for row in at.execute(unended) if row.id in cut]
+        return next((_job(row) for row in found if not self.committed(row.id)), None)
+
+    def asked(self, session: str, job: str) -> Job:
+        """A job of this session that was interrupted or lost, with what was asked.
+
+        Raises:
+            BadRequest: there is none of that id that could be run again.
+        """
+        wanted = sa.select(jobs).where(jobs.c.id == job, jobs.c.session == check_session(session))
+        with self.database.reading() as at:
+            row = at.execute(wanted).first()
+        if row is None or not row.work:
+            raise BadRequest("This cannot be run again from here.", "", "Start it again from the form.")
+        return _job(row)
+
+
+def _job(row: Any) -> Job:
+    return Job(row.id, row.kind, _unpacked(row.work) if row.work else None)
 
 
 def _cursor(at: sa.Connection, session: str) -> int:
