@@ -93,7 +93,7 @@ def questions() -> Questions:
     return Questions()
 
 
-@st.cache_resource(max_entries=500, show_spinner=False)
+@st.cache_resource(max_entries=96, show_spinner=False)
 def reports(session: str, edit: str) -> tuple[EditReport, ...]:
     """What an edit did when it was made; that never changes, so it is read once."""
     return engine().sessions.reports(session, edit)
