@@ -159,7 +159,7 @@ def search_values(
     """
     every = [row for wish in wishes for row in (*wish.rows, wish.essence)]
     reads = [r for w in wishes for r in (*(reads_of(row) for row in w.rows), (w.essence.subject or 0,))]
-    beside = _attention(handle, site) if dials.attention else None
+    beside = attention_end(handle, site) if dials.attention else None
     upper = Upper(
         handle, site, tuple(r.ids for r in every), tuple(r.subject or 0 for r in every), tuple(reads), block, beside
     )
@@ -224,7 +224,7 @@ def search_values(
     return values
 
 
-def _attention(handle: Handle, site: Site) -> nn.Module:
+def attention_end(handle: Handle, site: Site) -> nn.Module:
     """The linear map that ends the attention of the site's block."""
     key = ("attention", site.layer)
     if key not in handle.memory:

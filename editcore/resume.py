@@ -75,6 +75,7 @@ class Upper:
     reads: tuple[tuple[int, ...], ...]  # per row: positions whose next-token logits are wanted
     block: bool = False  # y is the output of the whole block, the residual stream, instead of the site's
     beside: nn.Module | None = None  # a linear map earlier in the same block whose output may be changed as well
+    whole_block: bool = False  # a shortened pass begins with the site's own block, whatever the site adds to
     x: Tensor = field(init=False)  # site input at the tail [rows, tail, d_in], model dtype
     y: Tensor = field(init=False)  # output at the tail [rows, tail, d_out]
     y_beside: Tensor | None = field(init=False, default=None)  # output of `beside` at the tail [rows, tail, its width]
@@ -95,7 +96,7 @@ class Upper:
             self.shortened, self.direct = not memory.get(refuted), memory.get(direct, False)
             return
         plain, moved = self._first_pass(check=True), self._tried(_louder)
-        self.shortened = self._near(self._tried(lambda x, y: y), plain)
+        self.shortened = self._near(self._tried(_same), plain)
         self.direct = self.shortened  # tried with what blocks were given for another state
         self.direct = self.shortened and self._near(self._tried(_louder), moved)
         memory[proven if self.shortened else refuted], memory[direct] = length, self.direct
@@ -128,7 +129,8 @@ class Upper:
     @property
     def first(self) -> int:
         """The first block that runs in a shortened pass."""
-        above = self.beside is None and (self.block or self.handle.anatomy.additive[self.site.layer])
+        adds = self.block or self.handle.anatomy.additive[self.site.layer]
+        above = adds and self.beside is None and not self.whole_block
         return self.site.layer + 1 if above else self.site.layer
 
     @torch.no_grad()
@@ -232,9 +234,12 @@ class Upper:
 
     def _tried(self, change: Change) -> Tensor | None:
         """What a shortened pass gives, if there can be one."""
+        return self._attempt(lambda: self._shortened(change))
+
+    def _attempt(self, one_pass: Callable[[], Tensor]) -> Tensor | None:
         try:
             with torch.no_grad():
-                return self._shortened(change)
+                return one_pass()
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
             return None
 
@@ -259,10 +264,46 @@ class Upper:
                 return self._from(self._hidden)
         return self._from(self._rest + change(self.x, self.y))
 
-    def _from(self, hidden: Tensor) -> Tensor:
+    @torch.no_grad()
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What each block from `first` on is given at the tails while nothing is changed [rows, tail, width].
+
+        Beginning a pass there is tried, once for a block.
+        """
+        given: list[Tensor] = []
+
+        def note(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append(args[0] if args else kwargs["hidden_states"])
+
+        blocks = self.handle.anatomy.blocks[self.first :]
+        hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+        try:
+            plain = self.run(_same)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for layer in range(self.first + 1, self.first + len(given)) if self.shortened else ():
+            if ("begins", layer) not in self.handle.memory:
+                found = self._attempt(lambda layer=layer: self._from(given[layer - self.first], layer))  # type: ignore[misc]
+                self.handle.memory["begins", layer] = self._near(found, plain)
+        return tuple(given)
+
+    @torch.no_grad()
+    def run_from(self, layer: int, inputs: Sequence[Tensor]) -> Tensor:
+        """`run` that changes nothing itself, for hooks of the caller's at blocks from `layer` on.
+
+        Args:
+            inputs: as `inputs` gave them. Where a pass cannot begin with block `layer`, it begins where `run` does.
+        """
+        if not self.shortened or not self.handle.memory.get(("begins", layer)):
+            return self.run(_same)
+        return self._from(inputs[layer - self.first], layer)
+
+    def _from(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """Log-probabilities at the reads when block `first` gets `hidden` [rows, tail, width]."""
+        first = self.first if first is None else first
         if self.direct and self._calls is not None:
-            for block, args, kwargs in self._calls:
+            for block, args, kwargs in self._calls[first - self.first :]:
                 out = block(hidden, *args, **kwargs)
                 hidden = out[0] if isinstance(out, tuple) else out
             hidden = hidden[self._reads][None]
@@ -270,7 +311,8 @@ class Upper:
                 hidden = module(hidden)
             return torch.log_softmax(hidden[0].float(), -1)
         cache = _Prefix(self._kept, self._prefix) if self._prefix else None
-        with self._standing_in(hidden, self.first), self._noted():
+        noted = self._noted() if first == self.first else nullcontext()
+        with self._standing_in(hidden, first), noted:
             return self._call(self._tail_ids, self._tail_mask, self._index, cache, self._read_tail)
 
     @contextmanager
@@ -361,6 +403,11 @@ class Upper:
             setattr(anatomy.holder, anatomy.attribute, whole)
             if hook is not None:
                 hook.remove()
+
+
+def _same(_x: Tensor, y: Tensor) -> Tensor:
+    """No change."""
+    return y
 
 
 def _louder(_x: Tensor, y: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Row:
     ids: tuple[int, ...]
     start: int  # index of the first answer token; == len(ids) when there is no answer
     subject: int | None = None  # index of the subject's last token
+    subject_start: int | None = None  # index of its first token
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
         raise BadRequest(
             "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
         )
-    last = None
+    first = last = None
     if subject is not None:
         begin, end = find_subject(lead, subject)
         inside = [
@@ -87,8 +88,8 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
         ]
         if not inside:
             raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
-        last = inside[-1]
-    return Row(tuple(ids), start, last)
+        first, last = inside[0], inside[-1]
+    return Row(tuple(ids), start, last, first)
 
 
 def refuse_special(tokenizer: Any, *texts: str) -> None:
