@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboard import answers, resources, state
 from dashboard.text import duration, message, plain, shorten
-from editcore.engine.contract import Health, JobKind, JobState, SessionState
+from editcore.engine.contract import LOCATE, Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
 from editcore.history import Move
 from editcore.records import ModelInfo
@@ -34,6 +34,7 @@ _RUNNING: dict[JobKind, str] = {
     "recomputation": "Edits are being computed again.",
     "adoption": "A file is being brought in.",
 }
+_LOOKING = "A few facts of this model are traced, to see where to edit it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,8 @@ def wait_for_training() -> None:
     """A calm line while somebody else's training keeps the model."""
     if resources.health().busy != "preparation":
         st.rerun()
-    st.caption(f":material/hourglass_top: {_RUNNING['preparation']} Edits can be made when it is done.")
+    st.caption(":material/hourglass_top: This model is busy: a method is being trained, or its facts are traced. "
+               "Edits can be made when it is done.")  # fmt: skip
 
 
 def await_answers(*names: str) -> None:
@@ -258,7 +260,11 @@ def _wait_for_answers() -> None:
 
 
 def prepared(job: JobState) -> None:
-    """How a training ended."""
+    """How a training ended, or the look where to edit; what that found stands in the pre-flight."""
+    if job.methods[0] == LOCATE:
+        if job.status != "done":
+            st.error(f"Where to edit was not found out. {message(job.error)}", icon=":material/error:")
+        return
     title = {m.name: m.title for m in resources.methods()}.get(job.methods[0], job.methods[0])
     if job.status == "done":
         st.success(f"{plain(title)} has been trained for this model and can edit it now.", icon=":material/check:")
@@ -270,7 +276,7 @@ def busy(job: JobState | None) -> str:
     """Why the engine cannot be asked now."""
     if job is None:
         return "The engine is not ready yet."
-    return _RUNNING[job.kind]
+    return _LOOKING if job.methods[:1] == (LOCATE,) else _RUNNING[job.kind]
 
 
 def again(session: str, job: str) -> None:

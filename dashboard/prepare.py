@@ -1,4 +1,4 @@
-"""The place where a method that learns to edit is trained for the loaded model, before its first edit."""
+"""What is done once for a model before its first edit: a method that learns is trained, where to edit is found out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from dashboard import resources, state
 from dashboard.frame import Frame
 from dashboard.text import duration, plain
+from editcore.engine.contract import LOCATE
 from editcore.errors import BadRequest, EditcoreError
 from editcore.records import EXAMPLE_CHARACTERS, MethodInfo
 
@@ -41,6 +42,32 @@ def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
     if st.button(f"Train {title}", key="train", icon=":material/model_training:", width="stretch",
                  disabled=bool(missing) or not page.can_ask, help=missing or None):  # fmt: skip
         start(page.session, method, edits, locality, steps)
+
+
+def offer_to_locate(seconds: float, page: Frame) -> None:
+    """A line that says nobody has looked where this model is best edited, and the button that looks.
+
+    Args:
+        seconds: expected.
+    """
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="locate-offer"):
+        st.caption("Where to edit was set by a rule of thumb.", width="content")
+        st.button(
+            f"Find out (about {duration(seconds)})", key="locate", type="tertiary", icon=":material/my_location:",
+            on_click=start_locating, args=(page.session,), disabled=not page.can_ask,
+            help="Traces a few facts this model is sure of. The answer is kept and serves everybody who edits it.",
+        )  # fmt: skip
+
+
+def start_locating(session: str) -> None:
+    """Asks the engine to look; for callbacks only."""
+    state.forget_error()
+    try:
+        job = resources.engine().prepare(session, LOCATE, {}, state.digest([LOCATE, state.attempt()]))
+    except EditcoreError as error:
+        state.remember_error("", str(error))
+    else:
+        state.watch(job, "preparation")
 
 
 def start(

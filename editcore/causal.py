@@ -140,28 +140,48 @@ def indirect_effects(
     kind: Kind,
     window: int,
     dials: Dials,
+    blur: float | None = None,
     listen: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor]:
     """p* [places] and IE [places, layers] at (fact, token), fp32 on the CPU.
 
     Args:
+        window: blocks put back at once.
+        blur: standard deviation of the noise; None: `deviation` of these facts.
         listen: called with (places done, all of them) after each group.
 
     Raises:
         Cancelled: `stop()` became true.
     """
-    blur = dials.noise * deviation(handle, list(dict.fromkeys(belief for belief, _ in places)))
+    blur = deviation(handle, [belief for belief, _ in places], dials) if blur is None else blur
+    blurred, effects, done = torch.zeros(len(places)), torch.zeros(len(places), len(handle.anatomy.blocks)), 0
+    for group in _groups(places, dials, stop):
+        blurred[group], effects[group] = _effects(handle, [places[i] for i in group], kind, window, dials, blur)
+        done += len(group)
+        listen(done, len(places))
+    return blurred, effects
+
+
+def blurred_chances(
+    handle: Handle, beliefs: Sequence[Belief], dials: Dials, blur: float, stop: Callable[[], bool] = lambda: False
+) -> Tensor:
+    """p* of each fact [facts], fp32 on the CPU; see `indirect_effects`."""
+    places, found = [(belief, belief.subject_tokens[-1]) for belief in beliefs], torch.zeros(len(beliefs))
+    for group in _groups(places, dials, stop):
+        one = Blurred(handle, [places[i] for i in group], dials, blur, len(handle.anatomy.blocks) - 1)
+        found[group] = one.read(one.lowest, {}).cpu()
+    return found
+
+
+def _groups(places: Sequence[tuple[Belief, int]], dials: Dials, stop: Callable[[], bool]) -> Iterator[list[int]]:
+    """Indices of places that are read together, those with as many tokens behind them side by side."""
     order = sorted(range(len(places)), key=lambda i: (len(places[i][0].row.ids) - places[i][1], i))
     size = max(1, AT_ONCE // dials.samples)
-    blurred, effects = torch.zeros(len(places)), torch.zeros(len(places), len(handle.anatomy.blocks))
     for begin in range(0, len(order), size):
         if stop():
             raise Cancelled("The causal trace was stopped on request.", "Nothing was kept.")
-        group = order[begin : begin + size]
-        blurred[group], effects[group] = _effects(handle, [places[i] for i in group], kind, window, dials, blur)
-        listen(begin + len(group), len(order))
-    return blurred, effects
+        yield order[begin : begin + size]
 
 
 def _effects(
@@ -206,11 +226,12 @@ def states(handle: Handle, beliefs: Sequence[Belief], modules: Sequence[nn.Modul
     return [seen[name].reshape(*ids.shape, -1) for name in names]
 
 
-def deviation(handle: Handle, beliefs: Sequence[Belief]) -> float:
-    """Standard deviation of all entries of the embeddings of the subjects' tokens."""
+def deviation(handle: Handle, beliefs: Sequence[Belief], dials: Dials) -> float:
+    """The noise's standard deviation: so many times that of all entries of the embeddings of the subjects' tokens."""
+    beliefs = list(dict.fromkeys(beliefs))
     (read,) = states(handle, beliefs, [handle.model.get_input_embeddings()])
     inside = torch.cat([read[i, list(b.subject_tokens)].flatten() for i, b in enumerate(beliefs)])
-    return float(inside.float().std())
+    return dials.noise * float(inside.float().std())
 
 
 @dataclass(eq=False)
@@ -221,6 +242,7 @@ class Blurred:
     places: Sequence[tuple[Belief, int]]
     dials: Dials
     blur: float  # standard deviation of the noise
+    lowest: int = 0  # states in blocks below this one are not put back
     upper: Upper = field(init=False)
 
     def __post_init__(self) -> None:
@@ -230,7 +252,7 @@ class Blurred:
         self._noise = self._drawn()
         with self._run():
             self.upper = Upper(
-                self.handle, self.handle.anatomy.site(0), self._ids, self._starts,
+                self.handle, self.handle.anatomy.site(self.lowest), self._ids, self._starts,
                 tuple((len(row) - 1,) for row in self._ids), whole_block=True,
             )  # fmt: skip
             self._inputs = self.upper.inputs()
@@ -250,7 +272,7 @@ class Blurred:
         """Mean probability of each fact's answer [places], fp32.
 
         Args:
-            layer: no module to be put back is in a block below it.
+            layer: no module to be put back is in a block below it; at least `lowest`.
             put_back: module -> what it puts out from the place's token on [places, tokens, width].
         """
         answers = torch.tensor([belief.answer for belief, _ in self.places], device=self.handle.device)

@@ -18,7 +18,7 @@ from editcore.assets import WORLD_NAME
 from editcore.cli_doctor import doctor
 from editcore.cli_export import exporting
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
-from editcore.cli_train import corpus, examples, train
+from editcore.cli_train import corpus, examples, locate, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.records import EditRequest, Probe, to_plain
 from editcore.terminal import bar, err, out, parse_settings, show_json
@@ -323,6 +323,7 @@ def _draw(title: str, model: Any, reports: Sequence[Any]) -> Any:
 app.command("export")(exporting(_draw))
 app.command("doctor")(doctor)
 app.command("train")(train)
+app.command("locate")(locate)
 app.command("corpus")(corpus)
 app.command("examples")(examples)
 

@@ -91,6 +91,38 @@ def _score_line(scores: Scores) -> str:
     return "   ".join(f"{n.upper() if n == 's' else n} {'n/a' if v is None else f'{v:.2f}'}" for n, v in values)
 
 
+def show_finding(found: Any, path: Path, known: str, as_json: bool) -> None:
+    """Where to edit a model: the effect by layer, and what the methods get.
+
+    Args:
+        found: a `locate.Finding`.
+        path: where it was stored.
+        known: whose settings this model has anyway; "": nobody's.
+    """
+    if as_json:
+        return show_json({**to_plain(found), "source": found.source, "known": known, "path": str(path)})
+    most = max(*found.effects, 1e-9)
+    table = Table(box=None)
+    for heading in ("layer", "effect", "±", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for layer, (effect, error) in enumerate(zip(found.effects, found.errors, strict=True)):
+        table.add_row(str(layer), f"{effect:.3f}", f"{error:.3f}", "█" * round(24 * max(0.0, effect) / most))
+    out.print(table)
+    lines = [
+        f"{found.asked} prompts, {found.sure} the model is sure of, {found.facts} traced: their answers fall from "
+        f"{found.clean:.2f} to {found.blurred:.2f} with the subject blurred. {found.why}",
+        *(
+            f"{method}: {', '.join(f'{name} {value}' for name, value in values.items())}"
+            for method, values in found.methods.items()
+        ),
+        "" if found.methods else "Methods that write at the subject keep their rule of thumb, a third of the way up.",
+        f"Settings of this model are known ({known}); where they name a block, it is used instead." if known else "",
+        f"Kept in {path}.",
+    ]
+    for line in filter(None, lines):
+        out.print(line, markup=False, highlight=False)
+
+
 def show_bench(rows: Sequence[Any]) -> None:
     """One line a method."""
     table = Table(box=None)

@@ -1,4 +1,4 @@
-"""Commands that prepare a model for methods: `train` an editor, keep a `corpus` or `examples` for it."""
+"""Commands that prepare a model for methods: `train` an editor, `locate` where to edit, keep a `corpus` or `examples`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from editcore.assets import WORLD_NAME
+from editcore.cli_show import show_finding
 from editcore.errors import BadRequest
 from editcore.terminal import bar, out, show_json
+from editcore.tuning import known_settings, path_in
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 
@@ -39,7 +41,7 @@ def train(
     from editcore.engine import home_dir
     from editcore.handle import load
     from editcore.learned import Dials, Heard
-    from editcore.trained import path_in
+    from editcore.trained import path_in as artifact
     from editcore.training import train_method
 
     handle = load(model, device=device)
@@ -56,10 +58,33 @@ def train(
             handle, method, work / f"{handle.fingerprint}.{method}", folder, edits=edits, locality=locality,
             layers=layers or (), dials=dataclasses.replace(Dials(), steps=steps, edits=batch, rate=rate), listen=listen,
         )  # fmt: skip
-    path = path_in(folder, handle, method)
+    path = artifact(folder, handle, method)
     if as_json:
         return show_json({"method": method, "model": handle.name, "path": str(path), **about})
     out.print(f"Written to {path}: validation loss {about['validation']:.3f}.", markup=False, highlight=False)
+
+
+def locate(
+    model: Model = WORLD_NAME,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="A file of edits, as `bench` reads them: prompts and subjects; else common ones."),
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Most facts to trace.")] = 24,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Finds out where to edit a model: traces a handful of its own facts, and keeps the answer for it."""
+    from editcore import locate as finder
+    from editcore.cases import read_file
+    from editcore.engine import home_dir
+    from editcore.handle import load
+
+    prompts = finder.prompts_of(read_file(facts).requests) if facts else ()
+    handle, home = load(model, device=device), home_dir()
+    with bar("tracing", quiet=as_json) as advance:
+        found = finder.locate(handle, prompts, facts=most, home=home, report=lambda p: advance(p.step, p.steps, p.text))
+    show_finding(found, path_in(home, handle.fingerprint), known_settings(handle.name).source, as_json)
 
 
 def corpus(

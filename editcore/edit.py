@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from editcore import gate, measure, pace, spans, statistics, suggest
+from editcore import gate, locate, measure, pace, spans, statistics, suggest
 from editcore.errors import BadInput, BadRequest, SubjectNotFound, Untrained
 from editcore.handle import Handle
 from editcore.learned import Dials
 from editcore.lookup import is_named, normal
-from editcore.methods import Cost, Method, Work, prepare_method
+from editcore.methods import RULE, Cost, Method, Work, prepare_method, prepared
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
 from editcore.words import duration
@@ -350,7 +350,7 @@ def preflight(
     handle.home = home or handle.home
     blank = Preflight(False, None, "", (), "", 0.0, 0.0, (), None, None, None)
     try:
-        made = prepare_method(method, handle, settings)
+        made, chosen_by = prepared(method, handle, settings)
         found, source = suggest.find_subject(request.prompt, world)
         subject = request.subject or found
         source = "as given" if request.subject and request.subject != found else source
@@ -396,6 +396,8 @@ def preflight(
         warnings=tuple(warnings),
         known=known,
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
+        layer_source=chosen_by,
+        finding=locate.seconds(handle) if chosen_by == RULE and locate.helps(made.name) else None,
     )
 
 

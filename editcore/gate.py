@@ -119,13 +119,18 @@ def check_distinct(
             )
 
 
-def check_examples(method: str, examples: Mapping[str, Any]) -> None:
+def check_examples(method: str, examples: Mapping[str, Any], needed: bool = True) -> None:
     """Refuse examples to train on that are too long or no text; what they say is checked when they are read.
+
+    Args:
+        needed: there have to be some.
 
     Raises:
         BadRequest: with the limit and what was seen.
     """
     check_text(method, "method name", 100)
+    if not needed and not examples:
+        return
     for name, what in (("edits", "file of example edits"), ("locality", "text that should stay as it is")):
         if examples.get(name):
             check_text(examples[name], what, chosen().longest_examples)

@@ -183,6 +183,8 @@ class Preflight:
     known: bool = True  # the model is sure of its own answer
     nearest: tuple[str, ...] = ()  # prompts it does know, when it is not sure of this one
     training: float | None = None  # seconds, where the method has to be trained for this model before any edit
+    layer_source: str = ""  # who chose the blocks, in a few words; "" when none are
+    finding: float | None = None  # seconds it takes to find out where to edit, where only a rule of thumb says so
 
 
 @dataclass(frozen=True, slots=True)

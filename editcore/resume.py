@@ -270,12 +270,12 @@ class Upper:
 
         Beginning a pass there is tried, once for a block.
         """
-        given: list[Tensor] = []
+        given = [self._hidden]
 
         def note(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given.append(args[0] if args else kwargs["hidden_states"])
 
-        blocks = self.handle.anatomy.blocks[self.first :]
+        blocks = self.handle.anatomy.blocks[self.first + 1 :]
         hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
         try:
             plain = self.run(_same)
@@ -295,7 +295,7 @@ class Upper:
         Args:
             inputs: as `inputs` gave them. Where a pass cannot begin with block `layer`, it begins where `run` does.
         """
-        if not self.shortened or not self.handle.memory.get(("begins", layer)):
+        if not self.shortened or layer == self.first or not self.handle.memory.get(("begins", layer)):
             return self.run(_same)
         return self._from(inputs[layer - self.first], layer)
 

@@ -1,23 +1,53 @@
-"""Settings that suit a known model: data under `assets/settings`, never a requirement. Standard library only."""
+"""Settings that suit a model: published or tuned ones under `assets/settings`, found ones in the data folder.
+
+None is ever required. Standard library only.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from editcore.assets import assets_root
 from editcore.records import MethodInfo
 
+WHERE = ("layer", "first", "last")  # the settings that say which blocks are edited
 
-def tuned_settings(model: str, method: str) -> dict[str, Any]:
-    """Settings for a known model, empty for an unknown one. Patterns match the end of the model's name."""
+
+@dataclass(frozen=True, slots=True)
+class Suited:
+    """Settings that suit one model."""
+
+    source: str = ""  # whose they are, in words; "": nobody has any
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, values by setting
+
+
+def known_settings(model: str) -> Suited:
+    """Those of a known model. A pattern has to match the model's own name, in any case; see `names_in`."""
+    names = names_in(model)
     for path in sorted((assets_root() / "settings").glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        if any(re.search(rf"(^|/){pattern}$", model, re.IGNORECASE) for pattern in data["models"]):
-            return dict(data["methods"].get(method, {}))
-    return {}
+        if any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in data["models"] for name in names):
+            return Suited(data["source"], data["methods"])
+    return Suited()
+
+
+def names_in(model: str) -> list[str]:
+    """What a hub id or a path says the model is called: its last part, and the model whose cache it lies in.
+
+    "EleutherAI/gpt-j-6b" -> gpt-j-6b; ".../models--EleutherAI--gpt-j-6b/snapshots/47e169" -> 47e169 and gpt-j-6b.
+    """
+    parts = [part for part in re.split(r"[/\\\\]", model) if part]
+    return [*parts[-1:], *(part.rpartition("--")[2] for part in parts if part.startswith("models--"))]
+
+
+def tuned_settings(model: str, method: str) -> dict[str, Any]:
+    """What suits a known model, for one method; empty for an unknown one."""
+    return dict(known_settings(model).methods.get(method, {}))
 
 
 def tuned(method: MethodInfo, model: str) -> MethodInfo:
@@ -28,3 +58,30 @@ def tuned(method: MethodInfo, model: str) -> MethodInfo:
         settings=tuple(replace(s, default=values.get(s.name, s.default)) for s in method.settings),
         published={s.name: s.default for s in method.settings if values.get(s.name, s.default) != s.default},
     )
+
+
+def path_in(home: Path, fingerprint: str) -> Path:
+    """Where the data folder keeps what was found for a model."""
+    return home / "settings" / f"{fingerprint}.json"
+
+
+def found_settings(home: Path | None, fingerprint: str) -> Suited | None:
+    """What was found for this very model (see `locate`); None where nobody has looked, or the file is damaged."""
+    if home is None:
+        return None
+    try:
+        data = json.loads(path_in(home, fingerprint).read_text(encoding="utf-8"))
+        return Suited(str(data["source"]), {str(m): dict(values) for m, values in data["methods"].items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def keep_settings(home: Path, fingerprint: str, name: str, found: Suited, more: Mapping[str, Any]) -> Path:
+    """Stores what was found, in the form of `assets/settings`, with `more` beside it."""
+    path = path_in(home, fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    data = {"models": [re.escape(name)], "source": found.source, "methods": found.methods, **more}
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path

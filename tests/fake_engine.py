@@ -45,6 +45,7 @@ from editcore.records import (
 from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
+RULE = "a rule of thumb"
 PM = "Who is the Prime Minister of the United Kingdom?"
 KNOWN = {
     PM: ("Theresa May", "United Kingdom"),
@@ -106,15 +107,16 @@ class FakeEngine:
         outlooks: method -> what the engine says about it before a comparison.
         untrained: methods that have to be trained first.
         embedded: whether the model is the embedded one.
+        unlocated: whether where to edit is a rule of thumb until somebody looks.
     """
 
     def __init__(self, steps: int = 20, step_seconds: float = 0.0, start_seconds: float = 0.0, took: bool = True,
                  fail: str = "", broken: tuple[str, ...] = (),
                  outlooks: Mapping[str, Mapping[str, Any]] | None = None, untrained: Sequence[str] = (),
-                 embedded: bool = True) -> None:  # fmt: skip
+                 embedded: bool = True, unlocated: bool = False) -> None:  # fmt: skip
         self.steps, self.step_seconds, self.took, self.fail = steps, step_seconds, took, fail
         self.broken, self.outlooks = broken, outlooks or {}
-        self.untrained, self.embedded = set(untrained), embedded
+        self.untrained, self.embedded, self.unlocated = set(untrained), embedded, unlocated
         self.ready_at = time.monotonic() + start_seconds
         self.jobs: dict[str, _Job] = {}
         self.keys: dict[tuple[str, str], str] = {}
@@ -210,6 +212,7 @@ class FakeEngine:
                 job.ended = "lost" if self.fail == "EngineError" else "failed"
             elif job.kind == "preparation":
                 self.untrained.discard(job.plans[0][0])
+                self.unlocated = self.unlocated and job.plans[0][0] != "locate"
             elif job.kind == "recomputation":
                 self._again(job)
             elif job.kind == "export":
@@ -321,7 +324,8 @@ class FakeEngine:
             ("transformer.h.1.mlp.c_proj",), 0.4, 5_000, 61_000_000, "", tuple(problems),
             (f"The model already answers “{target}”.",) if target == old else (), known,
             () if known else tuple(KNOWN)[:3],
-        ), training=training))  # fmt: skip
+        ), training=training, layer_source=RULE if self.unlocated else "known to suit this model (a sweep)",
+            finding=4.0 if self.unlocated else None))  # fmt: skip
 
     def _outlook(self, request: Mapping[str, Any], methods: list[list[Any]]) -> list[dict[str, Any]]:
         blank = {"problem": "", "prepare": "", "seconds": 0.5}

@@ -19,7 +19,7 @@ def belief(name: str, prompt: str = PROMPT, subject: str = SUBJECT):
 
 def blurred(name: str, token: int):
     handle, fact = models.handle(name), belief(name)
-    return causal.Blurred(handle, [(fact, token)], DIALS, DIALS.noise * causal.deviation(handle, [fact]))
+    return causal.Blurred(handle, [(fact, token)], DIALS, causal.deviation(handle, [fact], DIALS))
 
 
 def hooks_of(handle) -> int:
@@ -79,15 +79,34 @@ def test_putting_every_state_back_is_the_clean_run_and_none_the_blurred_one(name
     assert float(one.read(layer, {})) == pytest.approx(plain_pass(name, one._noise), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma2"])
+def test_what_lies_below_a_put_back_state_is_not_run_again(name):
+    handle, one = models.handle(name), blurred(name, 4)
+    state = {handle.anatomy.blocks[2]: torch.zeros(1, 1, models.WIDTH)}
+    ran: list[tuple[int, int]] = []
+    hooks = [
+        block.register_forward_hook(
+            lambda m, a, out, i=i: ran.append((i, out[0].shape[-2]) if isinstance(out, tuple) else (i, out.shape[-2]))
+        )
+        for i, block in enumerate(handle.anatomy.blocks)
+    ]
+    one.read(2, state)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [(i, len(belief(name).row.ids) - 4) for i in (2, 3)]
+
+
 def test_facts_of_different_lengths_in_one_pass_do_not_meet():
     handle = models.handle("llama")
     facts = causal.believe(handle, [(PROMPT, SUBJECT), ("Where is the United Kingdom on the map? It is in", SUBJECT),
                                     ("Q: What is gold? A: gold is", "gold")])  # fmt: skip
     places = [(fact, fact.subject_tokens[-1]) for fact in facts]
-    blur = causal.deviation(handle, facts)
+    blur = causal.deviation(handle, facts, DIALS)
     together = causal.Blurred(handle, places, DIALS, blur).read(1, {})
     alone = [float(causal.Blurred(handle, [place], DIALS, blur).read(1, {})) for place in places]
     assert together.tolist() == pytest.approx(alone, abs=1e-6)
+    for _ in range(2):  # what was tried the first time is known the second time
+        assert causal.blurred_chances(handle, facts, DIALS, blur).tolist() == pytest.approx(alone, abs=1e-6)
     low, effects = causal.indirect_effects(handle, places, "mlp", 2, DIALS)
     again = causal.indirect_effects(handle, places[::-1], "mlp", 2, DIALS)
     assert torch.allclose(low, again[0].flip(0), atol=1e-6) and torch.allclose(effects, again[1].flip(0), atol=1e-6)

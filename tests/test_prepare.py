@@ -85,6 +85,25 @@ def test_a_training_that_fails_says_why_and_can_be_tried_again():
     assert page.session_state[state.PROMPT]
 
 
+def test_where_to_edit_is_found_out_on_request_and_the_offer_goes():
+    page = filled(opened(unlocated=True))
+    assert "a rule of thumb" in words(page) and page.button(key="locate").label == "Find out (about 4.0 s)"
+    page = checked(page.button(key="locate").click().run())
+    from tests import fake_engine
+
+    assert fake_engine.current().prepared == [("locate", {})]
+    assert "locate" not in keys(page) and "known to suit this model" in words(page) and not page.success
+    assert "Boris Johnson" in applied(page).subheader[0].value
+
+
+def test_while_facts_are_traced_the_page_says_so_and_a_failure_says_why():
+    page = filled(opened(unlocated=True, step_seconds=0.5))
+    page = checked(page.button(key="locate").click().run())
+    assert "facts of this model are traced" in words(page) and page.button(key="apply").disabled
+    page.button(key="cancel").click()
+    assert "Where to edit was not found out" in checked(page.run()).error[0].value
+
+
 # the desk behind it ---------------------------------------------------------------------------------------------
 
 

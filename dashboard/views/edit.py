@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import (
     answers,
@@ -63,10 +64,11 @@ def form(page: Frame) -> Frame:
     method = forms.method_choice(resources.methods())
     with st.expander(f"Settings of {plain(method.title)}"):
         settings = forms.settings_form(method)
+        corner = st.container()
     request.error_beside("settings")
     paraphrases, probes = request.checks(prompt, target)
     wanted = EditRequest(prompt, target, subject, None, paraphrases, probes)
-    reason = preflight(wanted, method, settings, page)
+    reason = preflight(wanted, method, settings, page, corner)
     if request.sender(
         "Apply edit", "apply", icon=":material/edit:", width="stretch", disabled=bool(reason) or not page.can_ask,
         help=plain(reason) or None,
@@ -77,8 +79,14 @@ def form(page: Frame) -> Frame:
     return page
 
 
-def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any], page: Frame) -> str:
-    """Says what the click will do; returns why it cannot be done, or an empty text."""
+def preflight(
+    wanted: EditRequest, method: MethodInfo, settings: dict[str, Any], page: Frame, corner: DeltaGenerator
+) -> str:
+    """Says what the click will do; returns why it cannot be done, or an empty text.
+
+    Args:
+        corner: place beside the settings, for the offer to find out where to edit.
+    """
     with st.container(border=True, gap="xsmall", key="preflight"):
         if not wanted.prompt or not wanted.target:
             missing = "prompt" if not wanted.prompt else "corrected answer"
@@ -107,6 +115,9 @@ def preflight(wanted: EditRequest, method: MethodInfo, settings: dict[str, Any],
         if plan.training is not None:
             prepare.offer(method, plan.training, page)
             return plan.problems[0]
+        if plan.finding is not None:
+            with corner:
+                prepare.offer_to_locate(plan.finding, page)
         return _plan(plan)
 
 
@@ -154,6 +165,7 @@ def _plan(plan: Preflight) -> str:
     st.markdown(f"{subject}The answer is {len(plan.target_tokens)} "
                 f"{'token' if len(plan.target_tokens) == 1 else 'tokens'}: {tokens}{more}")  # fmt: skip
     where = f"Edits {plain(shorten(', '.join(plan.modules), 90))}" if plan.modules else "Edits no matrix"
+    where += f" ({plain(plan.layer_source)})" if plan.modules and plan.layer_source else ""
     # The first edit of a method has no time to be guessed from.
     takes = f"about {duration(plan.seconds)}, " if plan.seconds is not None else ""
     st.caption(f"{where}; {takes}{size(plan.memory)} more memory, a patch of {size(plan.bytes)}.")

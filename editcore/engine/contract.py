@@ -19,6 +19,7 @@ JobKind = Literal["edit", "comparison", "preparation", "recomputation", "adoptio
 EngineState = Literal["starting", "ready", "failed", "restarting"]
 Plans = Sequence[tuple[str, Mapping[str, Any]]]  # methods with their settings; work without one has its options here
 AGAIN: frozenset[JobKind] = frozenset({"edit", "comparison", "recomputation", "export"})  # can be run as asked before
+LOCATE = "locate"  # a preparation that is no training: it finds out where to edit, with no examples
 FINISHED: frozenset[str] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -178,6 +179,7 @@ class Engine(Protocol):
         """Queue the training of a method that learns to edit; returns the job id. It serves every session afterwards.
 
         Args:
+            method: or `LOCATE`, which needs no examples.
             examples: "edits": text of a file of example edits, as JSON lines, or "" for the embedded model's own;
                 "locality": running text, or ""; "steps": most optimiser steps. Stopped and started again with the
                 same, it goes on.

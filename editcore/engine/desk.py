@@ -30,11 +30,13 @@ from editcore.edit import (
     run_edits,
     world_of,
 )
+from editcore.engine.contract import LOCATE
 from editcore.engine.hands import Standing, Taken, Trial
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.handle import Handle, load
 from editcore.history import check_strength
 from editcore.learned import Dials, Heard
+from editcore.locate import locate
 from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
 from editcore.records import (
@@ -59,6 +61,7 @@ class Desk:
 
     def __init__(self, handle: Handle, home: Path) -> None:
         self.handle, self.home = handle, home
+        handle.home = home
         self._known: OrderedDict[Path, Patch] = OrderedDict()  # patches by folder, those used last behind
         self._reading = 0.0  # seconds one pass over the probes took the last time
 
@@ -251,7 +254,10 @@ class Desk:
         report: Callable[[Progress], None],
         stop: Callable[[], bool],
     ) -> None:
-        """Trains a method on the given examples (see `Engine.prepare`); the artifact goes into the data folder."""
+        """Trains a method on the given examples, or finds out where to edit (see `Engine.prepare`)."""
+        if method == LOCATE:
+            locate(self.handle, home=self.home, report=report, stop=stop)
+            return
 
         def listen(heard: Heard) -> None:
             report(Progress("training", heard.step, heard.steps, heard.loss, "", heard.seconds_left))

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from editcore.engine.contract import FINISHED, JobKind, JobState, JobStatus, Plans, outdated, recent
+from editcore.engine.contract import FINISHED, LOCATE, JobKind, JobState, JobStatus, Plans, outdated, recent
 from editcore.engine.wire import kind_of
 from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineBusy
 from editcore.gate import check_examples, check_list, check_plans
@@ -29,7 +29,7 @@ SHORT = frozenset({"preflight", "outlook", "suggest", "believe", "probe", "view"
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
-    "preparation": "started again with the same examples, it goes on where it was",
+    "preparation": "a training that is started again with the same examples goes on where it was",
     "recomputation": "the history is as it was",
     "adoption": "nothing of it was kept",
     "export": "nothing was written",
@@ -319,7 +319,7 @@ class WorkQueue:
 def check_work(kind: JobKind, requests: Sequence[EditRequest], plans: Plans) -> None:
     """Refuse a job that could not be carried out whatever the model is."""
     if kind == "preparation":
-        check_examples(*plans[0])
+        check_examples(*plans[0], needed=plans[0][0] != LOCATE)
     elif kind in ("edit", "comparison"):
         check_list(requests)
         for request in requests:

@@ -28,7 +28,7 @@ from editcore.methods.serac import SERAC
 from editcore.methods.ultraedit import UltraEdit
 from editcore.methods.wise import WISE
 from editcore.records import MethodInfo
-from editcore.tuning import tuned_settings
+from editcore.tuning import WHERE, Suited, found_settings, known_settings
 
 METHODS: tuple[type[Method], ...] = (
     ROME,
@@ -52,6 +52,8 @@ METHODS: tuple[type[Method], ...] = (
     IKE,
 )
 PRESETS = ("tuned", "published")
+AS_SET = "as set"
+RULE = "a rule of thumb"
 
 __all__ = ["METHODS", "PRESETS", "Cost", "Method", "Work", "find_method", "menu", "prepare_method"]
 
@@ -76,7 +78,17 @@ def menu() -> tuple[MethodInfo, ...]:
 def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> Method:
     """A method with its settings: published defaults, then what suits the model, then `values`.
 
-    `values` may hold `preset`: "tuned" (the default) or "published", which leaves out what was tuned for the model.
+    What suits a model is in `assets/settings` if it is known, else in the data folder if somebody looked (`locate`).
+    `values` may hold `preset`: "tuned" (the default) or "published", which leaves out what suits the model.
+
+    Raises:
+        UnknownMethod, BadSetting: a name or a value is wrong.
+    """
+    return prepared(name, handle, values)[0]
+
+
+def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> tuple[Method, str]:
+    """`prepare_method`, and in a few words who chose the blocks it edits; "" for a method that was given none.
 
     Raises:
         UnknownMethod, BadSetting: a name or a value is wrong.
@@ -87,8 +99,22 @@ def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None =
         raise BadSetting(
             f"preset is {preset!r}.", f"One of {', '.join(PRESETS)} was wanted.", f"The default is {PRESETS[0]}."
         )
-    tuned = tuned_settings(handle.name, method.name) if preset == "tuned" else {}
-    made = method(**{**checked(method, tuned), **checked(method, values)})
+    none = Suited()
+    known = known_settings(handle.name) if preset == "tuned" else none
+    found = (found_settings(handle.home, handle.fingerprint) if preset == "tuned" else None) or none
+    asked, suited = checked(method, values), checked(method, known.methods.get(method.name, {}))
+    places = [place for place in WHERE if place in method.__dataclass_fields__]
+    traced = checked(method, found.methods.get(method.name, {}))
+    if any(suited.get(place) is not None for place in places):  # for this model it is known
+        traced = {}
+    # An empty field leaves the choice to the model, so what was found for it stands.
+    made = method(**{**suited, **asked, **{n: v for n, v in traced.items() if asked.get(n) is None}})
     for layer in reversed(made.layers(handle)):
         handle.anatomy.site(layer)
-    return made
+    if not places:
+        return made, ""
+    if any(asked.get(place) not in (None, suited.get(place)) for place in places):
+        return made, AS_SET
+    if any(getattr(made, place) is not None and place in suited for place in places):
+        return made, f"known to suit this model ({known.source})"
+    return made, f"found by {found.source}" if traced else "; ".join(filter(None, (RULE, found.source)))
