@@ -1,4 +1,4 @@
-"""Commands that prepare a model for methods: `train` an editor, `locate` where to edit, keep a `corpus` or `examples`."""
+"""Commands that prepare a model for methods: train an editor, locate where to edit, keep a corpus or examples."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def locate(
     model: Model = WORLD_NAME,
     facts: Annotated[
         Path | None,
-        typer.Option(help="A file of edits, as `bench` reads them: prompts and subjects; else common ones."),
+        typer.Option(help="A file of edits, for their prompts and subjects; common ones when left out."),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Most facts to trace.")] = 24,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,

@@ -33,7 +33,8 @@ from editcore.records import EditRequest, Progress, to_plain
 SURE = 0.25  # probability of its next token from which a prompt counts as a fact of the model's
 HANGS = 0.5  # ... which the noise on the subject has to take at least this share of
 MOST, LEAST = 24, 6  # facts that are traced; fewer than the least say nothing
-ERRORS = 3.0  # standard errors the peak has to stand above the other layers
+ERRORS = 4.0  # standard errors the peak has to stand above the other layers: the highest of many is high by chance
+MATTERS = 0.1  # share of what the noise takes that the highest layer has to give back
 SPAN = 5  # blocks the methods that write into several get
 AT_PEAK, UP_TO_PEAK = ("rome", "emmet"), ("memit", "pmet", "alphaedit")  # methods that write at the subject
 DRAWS, FIRST_DRAWS = 5, 3  # of the noise for each fact; of those, for the question whether the answer hangs on it
@@ -161,17 +162,18 @@ def judge(
     if facts < LEAST:
         peak, why = None, f"The model is sure of {facts} facts that hang on their subject; {LEAST} are needed."
     else:
-        peak, why = _peak(effects)
+        peak, why = _peak(effects, _mean(clean) - _mean(blurred))
     return Finding(
         handle.name, handle.fingerprint, datetime.date.today().isoformat(), *counts, facts,
         _mean(clean), _mean(blurred), window, _figures(mean), _figures(error), peak, why, _settings(peak),
     )  # fmt: skip
 
 
-def _peak(effects: Tensor) -> tuple[int | None, str]:
+def _peak(effects: Tensor, taken: float) -> tuple[int | None, str]:
     """The middle of the layers around the highest one with at least half its effect, where these stand out.
 
-    They stand out when the mean over them is above the mean over the others by `ERRORS` standard errors, fact by fact.
+    They stand out when the highest gives back a fair share of what the noise has `taken`, and the mean over them is
+    above the mean over the others by `ERRORS` standard errors, fact by fact.
     """
     mean = effects.mean(0)
     top = int(mean.argmax())
@@ -182,8 +184,10 @@ def _peak(effects: Tensor) -> tuple[int | None, str]:
         last += 1
     inside = torch.zeros(len(mean), dtype=torch.bool)
     inside[first : last + 1] = True
-    if inside.all() or mean[top] <= 0:
-        return None, "The effect is the same at all layers."
+    if mean[top] < MATTERS * taken:
+        return None, "No layer alone gives much of the answers back."
+    if inside.all():
+        return None, "The effect is much the same at all layers."
     lift = effects[:, inside].mean(1) - effects[:, ~inside].mean(1)
     if lift.mean() < ERRORS * lift.std() / math.sqrt(len(lift)):
         return None, "No layer stands out from the others by more than chance."

@@ -225,3 +225,21 @@ def test_a_list_that_asks_one_question_twice_is_refused_by_row(run, tmp_path):
     cases.write_text("".join(json.dumps({"prompt": p, "target_new": t}) + "\n" for p, t in rows))
     code, text, error = run("edit", "--cases", str(cases), "--method", "ft")
     assert code == 2 and "Rows 1 and 3" in error and "'so', 'bad'" in error and not text
+
+
+def test_locate_prints_the_effect_by_layer_and_keeps_the_answer(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("editcore.locate.SURE", 0.0)
+    monkeypatch.setattr("editcore.locate.HANGS", -9.0)
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(json.dumps({"prompt": f"The river {n} is in", "subject": n, "target_new": "x"}) + "\n"
+                             for n in ("Po", "Rhine", "Nile", "Seine", "Tiber", "Volga", "Elbe")))  # fmt: skip
+    code, text, _ = run("locate", "--facts", str(facts), "--json")
+    told = json.loads(text)
+    assert code == 0 and told["facts"] == told["asked"] == 7 and len(told["effects"]) == models.LAYERS
+    assert set(told) >= {"peak", "why", "methods", "source", "known", "path", "errors", "clean", "blurred", "window"}
+    assert json.loads(Path(told["path"]).read_text())["source"] == told["source"]
+    code, text, _ = run("locate", "--facts", str(facts), "--most", "2")
+    assert code == 0 and "7 prompts, 7 the model is sure of, 2 traced" in text and "6 are needed" in text
+    assert "rule of thumb" in text and "Kept in" in text
+    code, _, told = run("locate", "--facts", str(tmp_path / "none.jsonl"))
+    assert code == 2 and "There is no file" in told
