@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -284,7 +285,7 @@ class Upper:
                 hook.remove()
         for layer in range(self.first + 1, self.first + len(given)) if self.shortened else ():
             if ("begins", layer) not in self.handle.memory:
-                found = self._attempt(lambda layer=layer: self._from(given[layer - self.first], layer))  # type: ignore[misc]
+                found = self._attempt(partial(self._from, given[layer - self.first], layer))
                 self.handle.memory["begins", layer] = self._near(found, plain)
         return tuple(given)
 
