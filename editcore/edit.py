@@ -19,8 +19,8 @@ from editcore.learned import Dials
 from editcore.lookup import is_named, normal
 from editcore.methods import Cost, Method, Work, prepare_method
 from editcore.patch import Patch
-from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
-from editcore.words import duration
+from editcore.records import EditReport, EditRequest, Form, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
+from editcore.words import FORM_WORDS, duration
 from editcore.world.facts import World, load_world
 
 ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
@@ -33,10 +33,17 @@ def world_of(handle: Handle) -> World | None:
     return load_world() if handle.embedded else None
 
 
-def suggested(handle: Handle, prompt: str, target: str, subject: str | None = None) -> EditRequest:
-    """A request with subject, paraphrases and probes proposed from the prompt and the corrected answer alone."""
+def suggested(
+    handle: Handle, prompt: str, target: str, subject: str | None = None, form: Form | None = None
+) -> EditRequest:
+    """A request with subject, paraphrases and probes proposed from the prompt and the corrected answer alone.
+
+    Args:
+        form: None: as a chat, if the model has a template for it.
+    """
     found = suggest.suggest(prompt, target, world_of(handle), subject)
-    return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes)
+    form = form or handle.usual_form
+    return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes, form)
 
 
 def proposed(handle: Handle, request: EditRequest) -> EditRequest:
@@ -57,16 +64,16 @@ def check_request(handle: Handle, request: EditRequest, method: Method) -> EditR
     """
     request = _trimmed(request)
     gate.check_request(request)
-    row = spans.encode(handle.tokenizer, request.prompt, request.target)
+    row = handle.plain_row(request.prompt, request.target, form=request.form)
     handle.check_length(len(row.ids))
     unknown = handle.tokenizer.unk_token_id
     if unknown is not None and unknown in row.ids:
         text = spans.join(request.prompt, request.target)[:80]
         raise BadRequest(f"The model has no tokens for part of {text!r}.", "", "Use letters the model knows.")
-    answers = [(request.prompt, request.old or ""), *((p.prompt, p.answer or "") for p in request.probes)]
-    answers += [(p.prompt, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
-    for prompt, answer in answers:
-        handle.check_length(len(spans.encode(handle.tokenizer, prompt, answer).ids))
+    answers = [(Probe("edit", request.prompt), request.old or ""), *((p, p.answer or "") for p in request.probes)]
+    answers += [(p, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
+    for probe, answer in answers:
+        handle.check_length(len(handle.plain_row(probe.prompt, answer, form=probe.form or request.form).ids))
     if request.subject:
         spans.find_subject(request.prompt, request.subject)
         return request
@@ -223,7 +230,8 @@ def check_requests(handle: Handle, requests: Sequence[EditRequest], method: Meth
 
     def question(request: EditRequest) -> Hashable:
         fact = suggest.identify(request.prompt, world) if world else None
-        return (fact.subject, fact.relation) if fact else normal(request.prompt)
+        asks = (fact.subject, fact.relation) if fact else normal(request.prompt)
+        return asks, request.form
 
     gate.check_distinct(requests, question, "the list")
     checked = []
@@ -274,6 +282,11 @@ def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: f
     if paraphrases:
         good = sum(bool(r.after.new and r.after.new.exact) for r in paraphrases)
         parts.append(f"paraphrases {good} of {len(paraphrases)}")
+    parts += [
+        f"as {FORM_WORDS[r.probe.form or 'raw']} {percent(r.after.new.mean)}"
+        for r in results
+        if r.probe.kind in ("raw", "chat") and r.after.new
+    ]
     if probes:
         parts.append(f"unrelated {sum(not r.moved for r in probes)} of {len(probes)} unmoved")
     head = "" if took else "The edit did not take. "
@@ -360,11 +373,11 @@ def preflight(
     except BadInput as error:
         known_instead = suggest.nearest(request.prompt, world) if world and request.prompt.strip() else ()
         return replace(blank, problems=(str(error),), nearest=known_instead)
-    row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
-    (own,) = measure.own_answers(handle, [checked.prompt])
+    row = handle.plain_row(checked.prompt, checked.target, form=checked.form)
+    (own,) = measure.own_answers(handle, [checked.prompt], (), [checked.form])
     old = checked.old or own
-    probe = Probe("edit", checked.prompt, old)
-    compared = checked.old or measure.fitting(handle, checked.prompt, own)
+    probe = Probe("edit", checked.prompt, old, form=checked.form)
+    compared = checked.old or measure.fitting(handle, checked.prompt, own, checked.form)
     reading = measure.read(handle, [probe], checked.target, [compared], (), generate=False)[0].reading
     assert reading.new is not None
     belief = reading.old.mean if reading.old else 0.0
@@ -396,6 +409,8 @@ def preflight(
         warnings=tuple(warnings),
         known=known,
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
+        text=handle.text(checked.prompt, checked.form),
+        answer=handle.envelope(checked.form).gap + checked.target,
     )
 
 

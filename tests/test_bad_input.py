@@ -136,7 +136,7 @@ def test_markup_stays_text_on_every_page_and_beside_every_file(target):
     shown = everything(page)
     fake_engine.current().sessions.library.rename(session_of(page), HOSTILE[:120])
     page = click(page, "share")
-    link = page.code[0].value.partition("link=")[2]
+    link = page.code[-1].value.partition("link=")[2]
     shown += everything(elsewhere(page, "sessions")) + everything(elsewhere(page, "compare"))
     page.query_params["link"] = link
     shown += everything(elsewhere(page, "shared"))
@@ -293,7 +293,7 @@ def shows_nothing(page) -> bool:
 def test_no_id_but_the_session_s_own_opens_it():
     page, edits = two_edits()
     own = session_of(page)
-    link = click(page, "share").code[0].value.partition("link=")[2]
+    link = click(page, "share").code[-1].value.partition("link=")[2]
     before = stored()
     for id_ in (link, *edits, new_session(), own[:-1], own + "A", own.swapcase(), f"{own}\n", f" {own}", "%"):
         assert shows_nothing(opened(id_)), id_
@@ -303,7 +303,7 @@ def test_no_id_but_the_session_s_own_opens_it():
 def test_a_share_id_opens_no_session_and_edits_nothing():
     page, _ = two_edits()
     own = session_of(page)
-    link = click(page, "share").code[0].value.partition("link=")[2]
+    link = click(page, "share").code[-1].value.partition("link=")[2]
     library = fake_engine.current().sessions.library
     frozen = library.shared(link)
     other = applied(filled(opened(link), "What is the capital of Australia?", "Sydney"))
@@ -349,7 +349,7 @@ def test_no_address_breaks_the_page_or_shows_another_session(data):
     global _PAGE
     if _PAGE is None or fake_engine.current() is not _PAGE[0]:
         page, edits = two_edits()
-        link = click(page, "share").code[0].value.partition("link=")[2]
+        link = click(page, "share").code[-1].value.partition("link=")[2]
         _PAGE = (fake_engine.current(), session_of(page), link, edits)
     _, own, link, edits = _PAGE
     near = st.sampled_from([own[:-1], own + "=", own.upper(), f"{own}\0", link, link[:-1], *edits, "a" * 100_000])
