@@ -52,21 +52,26 @@ def chat(tokenizer: Any) -> Envelope:
         )
     before, _, after = told.partition(ASKED)
     between = _between(tokenizer, told)
-    header, gap = (between, "") if between.strip() else ("", between)
-    return Envelope("chat", before, after + header, gap)
+    header, gap = (after + between, "") if between.strip() else (after, between)
+    bare = header.rstrip(" ")  # most tokenizers read a space and the word behind it as one token
+    return Envelope("chat", before, bare, header[len(bare) :] + gap)
 
 
-def enclosed(tokenizer: Any, envelope: Envelope, prompt: str) -> str:
+def enclosed(tokenizer: Any, envelope: Envelope, prompt: str, spaced: bool = False) -> str:
     """Everything in front of the answer and its gap, with the prompt at len(envelope.before).
 
     A raw prompt loses the spaces behind it. In a chat the prompt loses white space at both ends, which templates remove
-    or keep as they like; a space in front, as of a prompt that follows other text of the turn, stays.
+    or keep as they like.
+
+    Args:
+        spaced: a space in front of the prompt, unless there is one: it is to follow other text.
 
     Raises:
         BadRequest: the template does not show the prompt word for word.
     """
+    space = " " if spaced and not envelope.before.endswith(" ") else ""
     if envelope.form == "raw":
-        return prompt.rstrip(" ")
+        return space + prompt.rstrip(" ")
     said = prompt.strip()
     if said and not _shown(tokenizer, envelope, said):
         raise BadRequest(
@@ -74,7 +79,6 @@ def enclosed(tokenizer: Any, envelope: Envelope, prompt: str) -> str:
             "It has to reach the model word for word, or what is edited is not what was typed.",
             "Word it differently, or use raw text.",
         )
-    space = " " if prompt.startswith(" ") and not envelope.before.endswith(" ") else ""
     return f"{envelope.before}{space}{said}{envelope.after}"
 
 
@@ -96,7 +100,7 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
 def _shown(tokenizer: Any, envelope: Envelope, said: str) -> bool:
     """True when the template makes of `said` what it made of the mark."""
     told, head = _render(tokenizer, said), envelope.before + said
-    if told.startswith(head) and envelope.after.startswith(told[len(head) :]):
+    if told.startswith(head) and f"{envelope.after}{envelope.gap}".startswith(told[len(head) :]):
         return True
     now = _render(tokenizer, ASKED)  # a template may tell the date: what it says now counts
     return ASKED in now and told == said.join(now.split(ASKED))

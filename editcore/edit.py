@@ -25,6 +25,7 @@ from editcore.world.facts import World, load_world
 
 ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
 ACTIVATION_BYTES = 64  # kept per token, block and unit of width while a gradient is computed: 16 numbers
+LONGEST_SAID = 120  # characters of an answer in a sentence
 SURE = 0.5  # probability of its own answer from which a model counts as knowing it
 
 
@@ -276,7 +277,7 @@ def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: f
     """
     first = results[0]
     assert first.before.new is not None and first.after.new is not None
-    parts = [f"“{target}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
+    parts = [f"“{_said(target)}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
     paraphrases = [r for r in results if r.probe.kind == "paraphrase"]
     probes = [r for r in results if r.probe.kind in ("near", "far")]
     if paraphrases:
@@ -292,6 +293,10 @@ def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: f
     head = "" if took else "The edit did not take. "
     cost = human_bytes(size) if seconds is None else f"{seconds:.1f} s, {human_bytes(size)}"
     return f"{head}{'; '.join(parts)}; {cost}."
+
+
+def _said(text: str) -> str:
+    return text if len(text) <= LONGEST_SAID else f"{text[: LONGEST_SAID - 1]}…"
 
 
 def percent(value: float) -> str:

@@ -197,18 +197,22 @@ class Handle:
         """`row`, whatever stands in front of prompts now."""
         return encode(self.tokenizer, prompt, answer, subject, self.envelope(form))
 
-    def row(self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw") -> Row:
+    def row(
+        self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
+    ) -> Row:
         """Prompt and answer in tokens, as the model is to read them now: behind the header in place.
 
-        In a chat the header stands in the same turn as the prompt. A space in front of the prompt stands in front of
-        the header too: the row is to follow some other text.
+        In a chat the header stands in the same turn as the prompt.
+
+        Args:
+            spaced: a space in front, of the header too: the row is to follow some other text.
 
         Raises:
             SubjectNotFound, BadRequest, ModelError: see `spans.encode`.
             BadRequest: the header does not leave room for the row, or the model has no such form.
         """
         header = self.header
-        row = self.plain_row(self._headed(prompt), answer, subject, form)
+        row = encode(self.tokenizer, header + prompt, answer, subject, self.envelope(form), spaced)
         if header and len(row.ids) > self.context:
             raise BadRequest(
                 f"Prompt and answer with the text in front of them are {len(row.ids)} tokens long.",
@@ -222,10 +226,6 @@ class Handle:
         """The edit's prompt with its corrected answer, as `row`."""
         return self.row(request.prompt, request.target, form=request.form)
 
-    def _headed(self, prompt: str) -> str:
-        space = " " if prompt.startswith(" ") else ""
-        return f"{space}{self.header}{prompt.removeprefix(' ')}"
-
     def text(self, prompt: str, form: Form = "raw") -> str:
         """All that the model reads in front of its answer now, with its control tokens spelled out.
 
@@ -234,7 +234,7 @@ class Handle:
         """
         row = self.row(prompt, form=form)
         first = self.tokenizer.convert_ids_to_tokens(list(row.ids[: row.lead])) if form == "raw" else []
-        return "".join(first) + enclosed(self.tokenizer, self.envelope(form), self._headed(prompt))
+        return "".join(first) + enclosed(self.tokenizer, self.envelope(form), self.header + prompt)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""

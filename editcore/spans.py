@@ -6,6 +6,7 @@ glued together differ at merges, at multi-byte characters and behind automatic f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,16 @@ def find_subject(prompt: str, subject: str) -> tuple[int, int]:
     return at, at + len(subject)
 
 
-def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None, envelope: Envelope = RAW) -> Row:
+def encode(
+    tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None, envelope: Envelope = RAW,
+    spaced: bool = False,
+) -> Row:  # fmt: skip
     """Tokenizes prompt and answer, with what stands around them, once, and finds the borders by offsets.
 
     The subject is looked for in the prompt alone. A chat template writes its own first tokens, so none are added.
+
+    Args:
+        envelope, spaced: see `chat.enclosed`.
 
     Raises:
         SubjectNotFound: the subject is not in the prompt.
@@ -62,21 +69,16 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
     refuse_special(tokenizer, prompt, answer)
     require_offsets(tokenizer)
     raw = envelope.form == "raw"
-    lead = enclosed(tokenizer, envelope, prompt)
+    lead = enclosed(tokenizer, envelope, prompt, spaced)
     said = lead[len(envelope.before) : len(lead) - len(envelope.after)]
     text = f"{lead}{envelope.gap}{answer.strip()}" if answer else lead
     coded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=raw)
     ids, offsets = list(coded["input_ids"]), coded["offset_mapping"]
     while raw and ids and ids[-1] in tokenizer.all_special_ids:  # an automatic end marker would stand after the answer
         ids.pop()
-    start = len(ids)
-    if answer:
-        # A token that crosses the border belongs to the answer, and so does a lone space behind it (whose span some
-        # tokenizers trim to nothing): the model must produce both. One of control may swallow that space, no more.
-        crossing = (i for i in range(len(ids)) if offsets[i][1] > len(lead))
-        start = next((i for i in crossing if offsets[i][0] >= len(lead) or not _controls(tokenizer, ids[i])), len(ids))
-        if start == len(ids) or not answer.strip():
-            raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+    start = _first_behind(tokenizer, ids, offsets, len(lead)) if answer else len(ids)
+    if answer and (start == len(ids) or not answer.strip()):
+        raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
     if start == 0 or not said.strip():
         raise BadRequest(
             "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
@@ -122,8 +124,17 @@ def pieces(tokenizer: Any, ids: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(tokenizer.decode([i]) for i in ids)
 
 
-def _controls(tokenizer: Any, token: int) -> bool:
-    return tokenizer.convert_ids_to_tokens(token) in control_tokens(tokenizer)
+def _first_behind(tokenizer: Any, ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: int) -> int:
+    """Index of the first token of what stands behind a border in the text; len(ids) when there is none.
+
+    A token that crosses the border belongs to what is behind it, and so does a lone space there (whose span some
+    tokenizers trim to nothing): the model must produce both. One of control may swallow that space, no more.
+    """
+    control = control_tokens(tokenizer)
+    for i, (begin, end) in enumerate(offsets[: len(ids)]):
+        if end > border and (begin >= border or tokenizer.convert_ids_to_tokens(ids[i]) not in control):
+            return i
+    return len(ids)
 
 
 def _short(text: str, limit: int = 80) -> str:

@@ -36,7 +36,7 @@ def prompts(handle: Handle, request: EditRequest, contexts: int) -> list[Row]:
 def in_text(handle: Handle, request: EditRequest, contexts: int, subject: str | None = None) -> list[Row]:
     """`prompts`, for methods that need no subject. In a chat the texts open the turn the prompt stands in."""
     bare = handle.row(request.prompt, request.target, subject, request.form)
-    spaced = handle.row(f" {request.prompt}", request.target, subject, request.form)
+    spaced = handle.row(request.prompt, request.target, subject, request.form, spaced=True)
     return algebra.behind(algebra.contexts(handle, contexts), bare, spaced)
 
 
