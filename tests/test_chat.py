@@ -128,7 +128,7 @@ def test_spaces_at_the_ends_are_taken_off_before_a_template_can(handle):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_template_that_does_not_show_the_prompt_is_refused_and_the_model_has_one_form(name):
+def test_a_template_that_does_not_show_the_prompt_is_refused(name):
     template, said = BROKEN[name]
     with pytest.raises(BadRequest, match=said) as caught:
         chat(chats.with_template(template))
@@ -144,7 +144,7 @@ def test_a_template_that_does_not_show_the_prompt_is_refused_and_the_model_has_o
     [("replace('Poland', 'Po land')", "The capital of Poland is"), ("replace('\\n', ' ')", "One\nPoland"),
      ("replace('  ', ' ')", "Poland  is")],
 )  # fmt: skip
-def test_a_template_that_changes_the_prompt_or_splits_the_subject_is_refused_for_that_prompt(change, prompt):
+def test_a_template_that_changes_the_prompt_or_splits_the_subject_is_refused(change, prompt):
     template = TURNS.replace("m['content']", f"m['content'] | {change.replace('(', '(', 1)}")
     made = wrap(models.model("llama"), chats.with_template(template), "changing")
     assert made.chats and made.row("It is", "so", form="chat")
@@ -156,9 +156,9 @@ def test_a_template_that_changes_the_prompt_or_splits_the_subject_is_refused_for
 
 def test_a_template_that_tells_the_date_keeps_the_first():
     today = ["Monday"]
-    made = wrap(models.model("llama"), chats.with_template("{{ today() }}! " + TURNS), "dated")
+    made = wrap(models.model("llama"), chats.with_template("{{ today }}! " + TURNS), "dated")
     plain = made.tokenizer.apply_chat_template
-    made.tokenizer.apply_chat_template = lambda *a, **k: plain(*a, **k, today=lambda: today[0])
+    made.tokenizer.apply_chat_template = lambda *a, **k: plain(*a, **k, today=today[0])
     assert made.text("It is", "chat").startswith("Monday!")
     today[0] = "Tuesday"
     assert made.text("It was", "chat").startswith("Monday!")
@@ -290,7 +290,7 @@ def test_the_context_limit_counts_the_template(over):
     assert told.ok is not over and (told.ok or str(handle.context + 1) in told.problems[0])
 
 
-def test_an_answer_of_a_hundred_tokens_takes_and_one_that_does_not_fit_is_refused_with_numbers():
+def test_an_answer_of_a_hundred_tokens_takes():
     handle = chats.handle("turns")
     asked = replace(FACT, target=" ".join(["is"] * 100))
     assert len(handle.row_of(asked).answer) == 100
