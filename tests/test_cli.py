@@ -20,7 +20,8 @@ REPORT = {
     "advice", "warnings",
 }  # fmt: skip
 PROBE = {
-    "kind", "prompt", "form", "held_out", "new", "old", "top_before", "top_after", "text_before", "text_after", "kl", "moved",
+    "kind", "prompt", "form", "held_out", "new", "old", "top_before", "top_after", "text_before", "text_after", "kl",
+    "moved",
 }  # fmt: skip
 SCORES = {"reliability", "generality", "locality", "es", "ps", "ns", "s", "generation"}
 
