@@ -388,6 +388,7 @@ def test_the_command_line_reads_a_chat_model_as_a_chat_unless_told_otherwise(run
 
 def test_the_text_is_shown_line_by_line_with_a_bar_before_the_answer():
     assert reading("<a>\nIs\tit?\n", "so") == "<a>⏎\nIs ⇥ it?⏎\n▏so"
+    assert reading("It is", " so") == "It is▏·so"
 
 
 def switch(page):
@@ -408,7 +409,7 @@ def test_the_switch_to_raw_text_changes_what_is_asked_shown_and_edited():
     page = filled(opened(steps=1, chat=True))
     switch(page)[0].set_value("raw")
     page = checked(page.run())
-    assert "<|im_start|>" not in page.code[0].value and f"{fake_engine.PM}▏ Boris Johnson" == page.code[0].value
+    assert "<|im_start|>" not in page.code[0].value and f"{fake_engine.PM}▏·Boris Johnson" == page.code[0].value
     assert fake_engine.current().asked[-1][1].get("form", "raw") == "raw"
     page = applied(page)
     assert fake_engine.current().submitted[0][0].form == "raw" and "The same as a chat" in words(page)

@@ -170,7 +170,7 @@ def _reads(plan: Preflight) -> None:
     """The exact text in front of the model, and every token of a long answer."""
     with st.expander("What the model reads"):
         st.code(reading(plan.text, plan.answer), language=None, wrap_lines=True)
-        st.caption("▏is where the answer begins, ⏎ a line end that the model reads.")
+        st.caption("▏is where the answer begins, · a space in front of it, ⏎ a line end.")
         if len(plan.target_tokens) > _TOKENS_SHOWN:
             st.markdown(f"The {len(plan.target_tokens)} tokens of the answer: {_tokens(plan.target_tokens)}")
 
