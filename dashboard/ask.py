@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import answers, frame, resources, state
+from dashboard import answers, frame, request, resources, state
 from dashboard.text import message, percent, plain, shorten, token
 from editcore.engine.contract import Health, SessionState
 from editcore.errors import EditcoreError
+from editcore.records import Form
 
 _TOKENS = 5
 
@@ -18,7 +19,9 @@ _TOKENS = 5
 @st.fragment
 def box(view: SessionState, health: Health, busy: bool) -> None:
     """One question, answered by the base model and by the edited one."""
-    st.caption("Ask in your own words, also about things the edit should not touch. The model finishes your text.")
+    form = request.read_as(health.model, state.ASK_FORM, state.form())
+    what = "The model answers you." if form == "chat" else "The model finishes your text."
+    st.caption(f"Ask in your own words, also about things the edit should not touch. {what}")
     prompt = st.text_input(
         "Ask", key=state.QUESTION, live="400ms", label_visibility="collapsed", persist_state="session",
         placeholder="The Prime Minister of the United Kingdom is",
@@ -27,7 +30,7 @@ def box(view: SessionState, health: Health, busy: bool) -> None:
         return
     answers.begin_part()
     try:
-        told = _answers(view, prompt, health.state == "ready" and not busy)
+        told = _answers(view, prompt, form, health.state == "ready" and not busy)
     except EditcoreError as error:
         st.warning(message(str(error)), icon=":material/block:")
         return
@@ -50,12 +53,12 @@ def box(view: SessionState, health: Health, busy: bool) -> None:
             )  # fmt: skip
 
 
-def _answers(view: SessionState, prompt: str, can_ask: bool) -> dict[str, Any] | None:
+def _answers(view: SessionState, prompt: str, form: Form, can_ask: bool) -> dict[str, Any] | None:
     """What both models answer; None while that is not known."""
-    asked = [prompt, [(row.edit, row.strength) for row in view.rows if row.on]]
+    asked = [prompt, form, [(row.edit, row.strength) for row in view.rows if row.on]]
     if not can_ask:
         known: dict[str, Any] | None = answers.remembered("asked", asked)
         return known
     probe = resources.engine().probe
-    found: dict[str, Any] | None = answers.asked("asked", asked, lambda: probe(view.session, [prompt])[0])
+    found: dict[str, Any] | None = answers.asked("asked", asked, lambda: probe(view.session, [prompt], form)[0])
     return found

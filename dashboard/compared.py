@@ -16,7 +16,10 @@ from dashboard.tables import ordered
 from editcore.intervals import wilson
 from editcore.records import EditReport, Outcome, ProbeResult
 
-LANES = {"edit": "Edit", "paraphrase": "Paraphrases", "near": "Unrelated", "far": "Unrelated"}
+LANES = {
+    "edit": "Edit", "raw": "Raw text", "chat": "As a chat", "paraphrase": "Paraphrases", "near": "Unrelated",
+    "far": "Unrelated",
+}  # fmt: skip
 SCORES = {
     "reliability": ("edit",),
     "generality": ("paraphrase",),
@@ -126,7 +129,7 @@ def lanes(outcomes: Sequence[Outcome], titles: Mapping[str, str]) -> pd.DataFram
 
 
 def _right(result: ProbeResult) -> tuple[Any, Any]:
-    role = "new" if result.probe.kind in ("edit", "paraphrase") else "old"
+    role = "new" if result.probe.kind not in ("near", "far") else "old"
     return getattr(result.before, role), getattr(result.after, role)
 
 

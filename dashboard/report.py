@@ -18,6 +18,7 @@ from dashboard.drawing import svg
 from dashboard.text import counted, duration, percent, size, visible
 from editcore import __version__
 from editcore.records import AnswerScore, EditReport, ModelInfo, to_plain
+from editcore.words import FORM_WORDS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 NOTICE = "An edited model states things its makers did not. The answers below were put there, right or wrong."
@@ -157,6 +158,7 @@ def _how(report: EditReport) -> list[tuple[str, str]]:
     patch, seconds = report.patch, report.seconds
     rows = [
         ("method", report.method), ("subject", report.subject or "none"),
+        ("the prompt is read as", FORM_WORDS[report.request.form]),
         ("changed", ", ".join(patch.modules) or "no matrix"), ("size", size(patch.bytes)),
         ("rank", "full" if patch.rank is None else str(patch.rank)), ("norm of the change", f"{patch.norm:.4g}"),
         ("share of the norm of the edited weights", percent(patch.relative_norm)),

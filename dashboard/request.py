@@ -12,9 +12,10 @@ from dashboard.frame import Frame
 from dashboard.text import message, percent, plain
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
-from editcore.records import EditRequest, Probe, from_plain
+from editcore.records import FORMS, EditRequest, Form, ModelInfo, Probe, from_plain
 from editcore.settings import chosen
 
+_FORM_LABELS: dict[Form, str] = {"chat": "As a chat", "raw": "Raw text"}
 _SENDERS = ("apply", "compare")  # buttons that are drawn by `sender`
 _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
 
@@ -44,8 +45,8 @@ def use_example(key: str) -> None:
         state.fill(EXAMPLES[chosen].prompt, EXAMPLES[chosen].target)
 
 
-def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None]:
-    """Prompt, corrected answer and subject as typed; what can be proposed from them is put into the form.
+def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None, Form]:
+    """Prompt, corrected answer and subject as typed, and how the prompt is read; what can be proposed is put there.
 
     Args:
         across: side by side, where there is room.
@@ -56,15 +57,16 @@ def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None]:
             "Prompt", key=state.PROMPT, live="400ms", placeholder="Who is the Prime Minister of the United Kingdom?",
             persist_state="session",
         ).strip()  # fmt: skip
+        form = read_as(page.health.model, state.FORM)
         error_beside("prompt")
     with second:
         target = st.text_input(
             "Corrected answer", key=state.TARGET, live="400ms", placeholder="Boris Johnson", persist_state="session"
         ).strip()
     with first if across else second:
-        old_answer(prompt, page)
+        old_answer(prompt, form, page)
     if page.can_ask and sound(prompt, target):
-        propose(prompt, target)
+        propose(prompt, target, form)
     with third:
         subject = st.text_input(
             "Subject: what the prompt is about", key=state.SUBJECT, live="400ms", placeholder="found automatically",
@@ -72,7 +74,29 @@ def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None]:
             persist_state="session",
         ).strip()  # fmt: skip
         error_beside("subject")
-    return prompt, target, subject or None
+    return prompt, target, subject or None, form
+
+
+def read_as(model: ModelInfo | None, key: str, usual: Form = "chat") -> Form:
+    """As a chat or as it is: a choice for models with a chat template only.
+
+    Args:
+        key: of the widget.
+        usual: what it starts with.
+    """
+    if model is None:
+        return state.form(key)
+    if not model.chat:
+        state.set_widget(key, "")
+        return "raw"
+    if state.value(key) not in FORMS:
+        state.set_widget(key, usual)
+    chosen: Form = st.segmented_control(
+        "The model reads it", ("chat", "raw"), key=key, format_func=_FORM_LABELS.__getitem__, required=True,
+        persist_state="session", help="**As a chat**: as a person's turn in the model's own chat template, as in a"
+        " conversation.  \n**Raw text**: as it stands, as a text to go on with.",
+    )  # fmt: skip
+    return chosen
 
 
 def sound(prompt: str, target: str) -> bool:
@@ -113,16 +137,16 @@ def sender(label: str, button: str, **options: Any) -> bool:
     return now or noted == "now"
 
 
-def old_answer(prompt: str, page: Frame) -> None:
+def old_answer(prompt: str, form: Form, page: Frame) -> None:
     """What the base model answers now; read, not typed."""
     model, can_ask = page.health.model, page.can_ask
-    asked = [model.fingerprint if model else "", prompt]
+    asked = [model.fingerprint if model else "", prompt, form]
     told = answers.remembered("old", asked)
     if told is None and can_ask and sound(prompt, "any"):
         ask = resources.engine().ask
         try:
             told = answers.asked("old", asked, lambda: ask(
-                "believe", resources.PATIENCE, prompts=[prompt], answers=[[]])[0], lasting=True)  # fmt: skip
+                "believe", resources.PATIENCE, prompts=[prompt], answers=[[]], form=form)[0], lasting=True)  # fmt: skip
         except EditcoreError:
             return  # the line before Apply says what is wrong with this prompt
     if not prompt or told is None:
@@ -131,14 +155,14 @@ def old_answer(prompt: str, page: Frame) -> None:
     st.markdown(f"{who} **{plain(told['answer']) or 'nothing'}** ({percent(told['probability'])} sure)")
 
 
-def propose(prompt: str, target: str) -> None:
+def propose(prompt: str, target: str, form: Form) -> None:
     """Subject, paraphrases and probes for this prompt; rows a person changed are kept."""
     corrected = state.corrected_subject()
     wanted = state.digest([prompt, target, corrected])
     ask = resources.engine().ask
     try:
         found = answers.asked("suggest", wanted, lambda: ask(
-            "suggest", resources.PATIENCE, prompt=prompt, target=target, subject=corrected))  # fmt: skip
+            "suggest", resources.PATIENCE, prompt=prompt, target=target, subject=corrected, form=form))  # fmt: skip
     except EditcoreError:
         return  # the line before Apply says what is wrong with this prompt
     if found is None:

@@ -12,6 +12,7 @@ from dashboard import resources, tables
 from dashboard.text import changed_words as diff
 from dashboard.text import counted, duration, marked, percent, plain, shorten, size, visible
 from editcore.records import EditReport, ProbeResult
+from editcore.words import FORM_WORDS
 
 _MEASURES = {"mean": "Per token", "joint": "Whole answer"}
 _EXPLAINED = {
@@ -40,6 +41,8 @@ def show(report: EditReport, judged: bool = True, switch: Callable[[], None] = l
         st.info(plain(report.advice), icon=":material/lightbulb:")
     for warning in report.warnings:
         st.caption(f":material/info: {plain(warning)}")
+    if any(result.probe.kind in ("raw", "chat") for result in report.probes):
+        st.caption(f":material/forum: Edited and read as **{FORM_WORDS[report.request.form]}**.")
     switch()
     _tiles(report)
     _answers(report)
@@ -142,7 +145,8 @@ def _how(report: EditReport) -> None:
     patch = report.patch
     with st.expander("How it was done, and the whole report"):
         st.text(
-            f"{report.method} on {report.model}, subject “{report.subject or 'none'}”\n"
+            f"{report.method} on {report.model}, subject “{report.subject or 'none'}”, "
+            f"the prompt read as {FORM_WORDS[report.request.form]}\n"
             f"changed: {shorten(', '.join(patch.modules), 300) or 'no matrix'}\n"
             f"size {size(patch.bytes)}, rank {'full' if patch.rank is None else patch.rank}, "
             f"{percent(patch.relative_norm)} of the norm of the edited weights\n"

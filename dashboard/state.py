@@ -18,14 +18,15 @@ import streamlit as st
 
 from dashboard import resources, tables
 from editcore.engine.contract import JobKind
-from editcore.records import EditRequest, Probe, from_plain, to_plain
+from editcore.records import EditRequest, Form, Probe, from_plain, to_plain
 
 PROMPT, TARGET, SUBJECT, METHOD, METHODS = "prompt", "target", "subject", "method", "methods"
 EXAMPLE, NEAREST, PANE, SEARCH, PICKED = "example", "nearest", "pane", "search", "picked"
 QUESTION = "question"
 RESULT, BELIEFS, ASK = "Result", "What it believes", "Ask it"
 DEFAULT_METHOD = "rome"
-_FORM = (PROMPT, TARGET, SUBJECT, METHOD)
+FORM, ASK_FORM = "form", "ask_form"  # whether a prompt is read as a chat or as it is
+_FORM = (PROMPT, TARGET, SUBJECT, METHOD, FORM)
 _JOBS: dict[JobKind, str] = {
     "edit": "_job", "comparison": "_comparison", "preparation": "_preparation", "export": "_export",
 }  # fmt: skip
@@ -141,6 +142,11 @@ def text(name: str) -> str:
     return str(st.session_state.get(name) or "")
 
 
+def form(name: str = FORM) -> Form:
+    """What was chosen for the prompt to be read as; "raw" where the model has no other form."""
+    return "chat" if st.session_state.get(name) == "chat" else "raw"
+
+
 def value(name: str, default: Any = None) -> Any:
     """What stands in any widget."""
     return st.session_state.get(name, default)
@@ -174,7 +180,7 @@ def _keep_filled() -> None:
 
 def adopt(request: EditRequest, method: str) -> None:
     """The form shows this request and method from now on; a form that does so already keeps its rows."""
-    st.session_state[METHOD] = method
+    st.session_state.update({METHOD: method, FORM: request.form})
     if (text(PROMPT).strip(), text(TARGET).strip()) == (request.prompt, request.target):
         return
     fill(request.prompt, request.target)

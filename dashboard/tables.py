@@ -15,9 +15,14 @@ import pandas as pd
 from dashboard.text import token, visible
 from editcore.records import KINDS, EditReport, Probe, ProbeResult, Scores, to_plain
 
-GROUPS = {"edit": "The edit itself", "paraphrase": "Paraphrase", "near": "Unrelated, near", "far": "Unrelated, far"}
+GROUPS = {
+    "edit": "The edit itself", "raw": "The same as raw text", "chat": "The same as a chat", "paraphrase": "Paraphrase",
+    "near": "Unrelated, near", "far": "Unrelated, far",
+}  # fmt: skip
 HEADINGS = {
     "edit": "The edit itself – should change",
+    "raw": "The same as raw text – should change",
+    "chat": "The same as a chat – should change",
     "paraphrase": "Paraphrases – should change",
     "near": "Same about others – should stay",
     "far": "Anything else – should stay",
@@ -94,12 +99,13 @@ def shifts(report: EditReport) -> pd.DataFrame:
 
 def tiles(scores: Scores, results: Sequence[ProbeResult]) -> pd.DataFrame:
     """The scores people read first. Columns: name, share, right, of, meaning; share is NaN where nothing was judged."""
-    edits, paraphrases = (sum(r.probe.kind == kind for r in results) for kind in ("edit", "paraphrase"))
-    unrelated = len(results) - edits - paraphrases
+    edits, paraphrases, near, far = (
+        sum(r.probe.kind == kind for r in results) for kind in ("edit", "paraphrase", "near", "far")
+    )
     rows = [
         ("Reliability", scores.reliability, edits, "the edited prompt gives the new answer"),
         ("Generality", scores.generality, paraphrases, "paraphrases that give it too"),
-        ("Locality", scores.locality, unrelated, "unrelated prompts that did not move"),
+        ("Locality", scores.locality, near + far, "unrelated prompts that did not move"),
         ("Free text", scores.generation, edits + paraphrases, "prompts where free writing starts with it"),
     ]
     return pd.DataFrame([

@@ -176,12 +176,13 @@ def _bring(page: Frame) -> None:
     busy = page.running is not None or page.health.state != "ready"
     if file is None:
         return
-    found, trouble = None, ""
+    found, trouble, form = None, "", state.form()
     if not _is_zip(file):
         try:
             found = answers.once(
-                "list", file.file_id, lambda: read_requests(file.getvalue(), file.name, most=chosen().most_listed)
-            )
+                "list", [file.file_id, form],
+                lambda: read_requests(file.getvalue(), file.name, most=chosen().most_listed, form=form),
+            )  # fmt: skip
         except EditcoreError as error:
             trouble = str(error)
     if found:
@@ -218,13 +219,13 @@ def _apply_all(session: str, requests: Sequence[EditRequest]) -> None:
     file = state.value("bring")
     method = next(m for m in resources.methods() if m.name == state.text(state.METHOD))
     settings = forms.changed_settings(method)
-    key = state.digest([file.file_id, method.name, settings, state.attempt()])
+    key = state.digest([file.file_id, requests[0].form, method.name, settings, state.attempt()])
     _submit(file, lambda: resources.engine().submit(session, requests, method.name, settings, key))
 
 
 def _adopt(session: str) -> None:
     file = state.value("bring")
-    request = EditRequest(state.text(state.PROMPT).strip(), state.text(state.TARGET).strip())
+    request = EditRequest(state.text(state.PROMPT).strip(), state.text(state.TARGET).strip(), form=state.form())
     try:
         check_request(request)
         asked: EditRequest | None = request

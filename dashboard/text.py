@@ -103,6 +103,15 @@ def token(text: str) -> str:
     return visible(text).replace(" ", "·") or "∅"
 
 
+def reading(text: str, answer: str) -> str:
+    """What a model reads up to its answer, line by line: line ends marked and kept, a bar where the answer begins.
+
+    A space in front of the answer is a dot.
+    """
+    said = f"·{answer[1:]}" if answer.startswith(" ") else answer
+    return "⏎\n".join(visible(line) for line in f"{text}▏{said}".split("\n"))
+
+
 def changed_words(before: str, after: str) -> tuple[tuple[tuple[str, bool], ...], tuple[tuple[str, bool], ...]]:
     """Both texts as words, each with True when it is not shared with the other text in the same order."""
     left, right = re.findall(r"\S+", before), re.findall(r"\S+", after)

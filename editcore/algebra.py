@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from editcore.anatomy import Site, attention_output
+from editcore.chat import control_tokens
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.resume import Change, Upper, reads_of
@@ -36,6 +37,7 @@ def contexts(handle: Handle, count: int) -> tuple[tuple[int, ...], ...]:
 def _sample_contexts(handle: Handle, count: int) -> list[tuple[int, ...]]:
     start = handle.tokenizer.bos_token_id
     start = handle.pad if start is None else int(start)
+    bar = [i for i in map(handle.tokenizer.convert_tokens_to_ids, control_tokens(handle.tokenizer)) if i is not None]
     stop = handle.tokenizer(". ", add_special_tokens=False)["input_ids"][:1]
     rows: list[tuple[int, ...]] = []
     with torch.random.fork_rng(devices=[handle.device] if handle.device.type == "cuda" else []):
@@ -47,7 +49,7 @@ def _sample_contexts(handle: Handle, count: int) -> list[tuple[int, ...]]:
             ids = torch.full((share, 1), start, device=handle.device)
             out = handle.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=5, max_new_tokens=length,
-                min_new_tokens=length, pad_token_id=handle.pad,
+                min_new_tokens=length, pad_token_id=handle.pad, suppress_tokens=sorted(bar) or None,
             )  # fmt: skip
             rows += [(*row[1:], *stop) for row in out.tolist()]
     return rows
@@ -65,23 +67,26 @@ def target_loss(log_probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     return -torch.stack([part.mean() for part in torch.split(picked, lengths)])
 
 
-def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row, lead: int) -> list[Row]:
-    """The prompt behind each context, the bare prompt for the empty one.
+def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row) -> list[Row]:
+    """The prompt behind each context, the bare prompt for the empty one. What leads a prompt stays in front.
 
     Args:
         spaced: the same prompt and answer with a space in front, as it stands inside running text.
-        lead: number of automatic first tokens, which stay in front.
     """
-    return [
-        Row(
-            (*spaced.ids[:lead], *context, *spaced.ids[lead:]),
-            spaced.start + len(context),
-            None if spaced.subject is None else spaced.subject + len(context),
-        )
-        if context
-        else bare
-        for context in contexts
-    ]
+    return [_behind(context, spaced) if context else bare for context in contexts]
+
+
+def _behind(context: Sequence[int], row: Row) -> Row:
+    def moved(place: int | None) -> int | None:
+        return None if place is None else place + len(context)
+
+    return Row(
+        (*row.ids[: row.lead], *context, *row.ids[row.lead :]),
+        row.start + len(context),
+        moved(row.subject),
+        moved(row.subject_start),
+        row.lead,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from editcore import foreign, gate
 from editcore.errors import BadRequest
 from editcore.lookup import normal
-from editcore.records import EditRequest
+from editcore.records import EditRequest, Form
 from editcore.rows import read_rows, refuse_size
 from editcore.settings import chosen
 
@@ -29,7 +29,7 @@ class Requests:
 
 def read_requests(
     data: bytes | str, name: str = "", limit: int | None = None, *, most: float | None = None,
-    distinct: bool = True,
+    distinct: bool = True, form: Form = "raw",
 ) -> Requests:  # fmt: skip
     """The edits in a file, all of them checked.
 
@@ -39,12 +39,13 @@ def read_requests(
         limit: take only so many from the start.
         most: how many there may be after that, `math.inf` for any number; None: as many as are made in one patch.
         distinct: refuse a question that is asked twice.
+        form: of edits that name none.
 
     Raises:
         BadRequest: the list cannot be read or holds an edit nobody could make; row and field are named.
     """
     found, kind = read_rows(data, name, foreign.USED)
-    entries, told = foreign.rows_of_columns(found, name), foreign.Told()
+    entries, told = foreign.rows_of_columns(found, name), foreign.Told(form=form)
     every, taken = len(entries), entries if limit is None else entries[:limit]
     most = chosen().most_requests if most is None else most
     if len(taken) > most:
@@ -53,7 +54,7 @@ def read_requests(
         )
     requests = foreign.requests_of(taken, name, told)
     if distinct:
-        gate.check_distinct(requests, lambda request: normal(request.prompt), name[-80:] or "the list")
+        gate.check_distinct(requests, lambda request: (normal(request.prompt), request.form), name[-80:] or "the list")
     whose = foreign.kind_of_list(taken)
     format = f"{kind}, {f'the field names of {whose}' if whose != 'editcore' else 'our own field names'}"
     count = f"{len(requests):,} of {every:,}" if len(requests) < every else f"{every:,}"
@@ -62,7 +63,12 @@ def read_requests(
 
 
 def read_file(
-    path: Path, limit: int | None = None, *, most: float | None = math.inf, distinct: bool = False
+    path: Path,
+    limit: int | None = None,
+    *,
+    most: float | None = math.inf,
+    distinct: bool = False,
+    form: Form = "raw",
 ) -> Requests:
     """`read_requests` of a file on disk; its size is looked at before it is opened.
 
@@ -78,13 +84,13 @@ def read_file(
         data = path.read_bytes()
     except OSError as error:
         raise BadRequest(f"{path.name!r} cannot be read ({error.strerror}).", "", "Check the path.") from error
-    return read_requests(data, path.name, limit, most=most, distinct=distinct)
+    return read_requests(data, path.name, limit, most=most, distinct=distinct, form=form)
 
 
-def read_cases(path: Path, limit: int | None = None) -> list[EditRequest]:
+def read_cases(path: Path, limit: int | None = None, form: Form = "raw") -> list[EditRequest]:
     """The edits of a file on disk, any number of them, repeated questions too.
 
     Raises:
         BadRequest: see `read_file`.
     """
-    return list(read_file(path, limit).requests)
+    return list(read_file(path, limit, form=form).requests)

@@ -25,7 +25,7 @@ from editcore.errors import BadRequest, Cancelled
 from editcore.handle import Handle
 from editcore.lookup import mentions, normal
 from editcore.patch import Patch
-from editcore.records import Checkup, EditReport, Held, Probe
+from editcore.records import Checkup, EditReport, Form, Held, Probe
 from editcore.spans import Row
 from editcore.world.facts import load_world
 from editcore.world.text import documents
@@ -41,6 +41,7 @@ WORST_PERPLEXITY = 1e6  # reported for anything worse, or not a number
 WORST_KL = 100.0  # nats; the same
 SHORT_BATCH = 4096  # tokens: rows of one length together, since only a few positions of each are wanted
 SEED = 2
+_Asked = tuple[str, str, Form]  # prompt, answer, and the form the prompt is read in
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -89,7 +90,7 @@ def check_up(
     _go_on(stop)
     base_probes, base_passages = _base_probes(handle, probes), _base_passages(handle, passages)
     _go_on(stop)
-    asked = [(r.request.prompt, r.request.target) for r in reports]
+    asked = [(r.request.prompt, r.request.target, r.request.form) for r in reports]
     with handle.using(patches):
         read = _read(handle, [*asked, *probes])
         _go_on(stop)
@@ -99,7 +100,7 @@ def check_up(
     return Checkup(
         held=tuple(
             Held(prompt, target, bool(r and r.exact), r.mean if r else 0.0)
-            for (prompt, target), r in zip(asked, held, strict=True)
+            for (prompt, target, _), r in zip(asked, held, strict=True)
         ),
         probes=len(pairs),
         drift=sum(b is None or a.likeliest != b.likeliest for a, b in pairs) / len(pairs) if pairs else None,
@@ -151,22 +152,22 @@ def _names_in_world(prompt: str) -> tuple[str, ...]:
     return (entity.name, *entity.aliases) if fact and (entity := load_world().entities[fact.subject]) else ()
 
 
-def _unrelated(reports: Sequence[EditReport], names: Sequence[str]) -> list[tuple[str, str]]:
+def _unrelated(reports: Sequence[EditReport], names: Sequence[str]) -> list[_Asked]:
     """Unrelated prompts of all edits with the answer each is compared along, once each, some of every edit.
 
     One that another edit is about may rightly have changed: it is left out.
     """
     edited = {normal(p.prompt) for r in reports for p in (Probe("edit", r.request.prompt), *r.request.paraphrases)}
 
-    def usable(report: EditReport) -> Iterator[tuple[str, str]]:
+    def usable(report: EditReport) -> Iterator[_Asked]:
         for result in report.probes:
             probe = result.probe
             answer = probe.answer or (result.before.old.text if result.before.old else "")
             other = normal(probe.prompt) not in edited and not mentions(probe.prompt, names)
             if probe.kind in ("near", "far") and answer and other:
-                yield probe.prompt, answer
+                yield probe.prompt, answer, probe.form or "raw"
 
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, _Asked] = {}
     for pair in chain.from_iterable(zip_longest(*map(usable, reports))):  # one of each edit, then the next of each
         if pair is not None:
             first.setdefault(normal(pair[0]), pair)
@@ -211,17 +212,17 @@ def _split(passage: str) -> tuple[str, str]:
 # Reading
 
 
-def _row(handle: Handle, prompt: str, answer: str = "") -> Row | None:
+def _row(handle: Handle, prompt: str, answer: str = "", form: Form = "raw") -> Row | None:
     """None where texts in front of the prompt leave no room: the model cannot answer it any more."""
     try:
-        row = handle.row(prompt, answer)
+        row = handle.row(prompt, answer, form=form)
     except BadRequest:
         return None
     return row if len(row.ids) <= handle.context else None
 
 
-def _read(handle: Handle, pairs: Sequence[tuple[str, str]]) -> list[_Read | None]:
-    rows = [_row(handle, prompt, answer) for prompt, answer in pairs]
+def _read(handle: Handle, asked: Sequence[_Asked]) -> list[_Read | None]:
+    rows = [_row(handle, *one) for one in asked]
     logits = iter(handle.logits([row for row in rows if row], whole_batch=SHORT_BATCH))
     return [_scored(row, next(logits)) if row else None for row in rows]
 
@@ -233,14 +234,14 @@ def _scored(row: Row, logits: Tensor) -> _Read:
     return _Read(log_p[0].cpu(), likeliest, likeliest == row.answer, mean if math.isfinite(mean) else 0.0)
 
 
-def _base_probes(handle: Handle, pairs: Sequence[tuple[str, str]]) -> list[_Read | None]:
+def _base_probes(handle: Handle, asked: Sequence[_Asked]) -> list[_Read | None]:
     """The base model at the same prompts; what it says is kept, those used last behind."""
-    kept: dict[tuple[str, str], _Read | None] = handle.memory.setdefault("checkup probes", {})
-    new = [pair for pair in pairs if pair not in kept]
+    kept: dict[_Asked, _Read | None] = handle.memory.setdefault("checkup probes", {})
+    new = [one for one in asked if one not in kept]
     with handle.using(()):
         kept.update(zip(new, _read(handle, new), strict=True))
-    found = [kept.pop(pair) for pair in pairs]
-    kept.update(zip(pairs, found, strict=True))
+    found = [kept.pop(one) for one in asked]
+    kept.update(zip(asked, found, strict=True))
     for old in list(kept)[: max(0, len(kept) - MOST_KEPT)]:
         del kept[old]
     return found

@@ -20,8 +20,8 @@ from editcore.cli_export import exporting
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, locate, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
-from editcore.records import EditRequest, Probe, to_plain
-from editcore.terminal import bar, err, out, parse_settings, show_json
+from editcore.records import EditRequest, Form, Probe, to_plain
+from editcore.terminal import FormOption, bar, err, form_of, out, parse_settings, show_json
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edit what a language model believes, and see what moved."
@@ -92,6 +92,7 @@ def edit(
     target: Annotated[str | None, typer.Option("--target", "-t", help="The corrected answer.")] = None,
     cases: Annotated[Path | None, typer.Option(help="Instead: a file of edits made together.")] = None,
     model: Model = WORLD_NAME,
+    form: FormOption = None,
     method: Annotated[str, typer.Option(help="See `editcore methods`.")] = "rome",
     subject: Annotated[str | None, typer.Option(help="The name the fact is about; found when left out.")] = None,
     old: Annotated[str | None, typer.Option(help="The answer to replace; read from the model when left out.")] = None,
@@ -119,8 +120,11 @@ def edit(
     from editcore.export import export_patch
     from editcore.handle import load
 
-    asked = edits_of(cases, None, None, distinct=True) if cases else ()
+    asked = edits_of(cases, None, None, distinct=True, told=True) if cases else ()
     handle = load(model, device=device, dtype=dtype)
+    read_as = form_of(handle, form)
+    if cases and read_as == "chat":
+        asked = edits_of(cases, None, None, distinct=True, form=read_as)
     if asked:
         with bar(method, quiet=as_json) as advance:
             patch, reports = run_edits(
@@ -133,7 +137,7 @@ def edit(
     request = EditRequest(
         prompt or "", target or "", subject, old,
         tuple(Probe("paraphrase", p, source="given") for p in paraphrase or ()),
-        tuple(Probe("far", p, source="given") for p in probe or ()),
+        tuple(Probe("far", p, source="given") for p in probe or ()), read_as,
     )  # fmt: skip
     request = proposed(handle, request)
     with bar(method, quiet=as_json) as advance:
@@ -147,13 +151,19 @@ def edit(
 
 
 def edits_of(
-    file: Path, limit: int | None, most: float | None = math.inf, distinct: bool = False
-) -> tuple[EditRequest, ...]:
-    """The edits of a file in any format that is known; what was not used is said on standard error."""
+    file: Path, limit: int | None, most: float | None = math.inf, distinct: bool = False, form: Form = "raw",
+    told: bool = False,
+) -> tuple[EditRequest, ...]:  # fmt: skip
+    """The edits of a file in any format that is known.
+
+    Args:
+        form: of edits that name none.
+        told: what was not used is said on standard error.
+    """
     from editcore.cases import read_file
 
-    found = read_file(file, limit, most=most, distinct=distinct)
-    for note in found.notes:
+    found = read_file(file, limit, most=most, distinct=distinct, form=form)
+    for note in found.notes if told else ():
         err.print(note, style="dim", markup=False, highlight=False)
     return found.requests
 
@@ -163,6 +173,7 @@ def probe(
     prompts: Annotated[list[str], typer.Argument(help="Prompts to answer.")],
     model: Model = WORLD_NAME,
     patch: Annotated[Path | None, typer.Option(help="Folder of a saved patch.")] = None,
+    form: FormOption = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -174,14 +185,16 @@ def probe(
 
     gate.check_prompts(prompts)
     handle = load(model, device=device, dtype=dtype)
+    read_as = form_of(handle, form)
     patches = [load_patch(patch, handle.fingerprint, handle.device)] if patch else []
-    readings = measure.answer(handle, prompts, patches)
+    readings = measure.answer(handle, prompts, patches, read_as)
     if as_json:
         rows = [
             {"prompt": p, "text": r.text, "answer": measure.cut_answer(r.text), "top": r.top}
             for p, r in zip(prompts, readings, strict=True)
         ]
-        return show_json({"model": model, "patch": str(patch) if patch else None, "answers": rows})
+        said = {"model": model, "patch": str(patch) if patch else None, "form": read_as, "answers": rows}
+        return show_json(said)
     for prompt, reading in zip(prompts, readings, strict=True):
         token, chance = reading.top[0]
         line = f"{prompt} → {measure.cut_answer(reading.text)}   (first token {token!r}, p = {chance:.2f})"
@@ -200,6 +213,7 @@ def bench(
     model: Model = WORLD_NAME,
     limit: Annotated[int, typer.Option(min=1, help="Most edits.")] = 100,
     seed: Annotated[int, typer.Option(help="Draws the random edits.")] = 0,
+    form: FormOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting for every method named, name=value.")
     ] = None,
@@ -222,7 +236,8 @@ def bench(
     world = world_of(handle)
     if cases is None and world is None:
         raise BadRequest(f"{model!r} has no tables to draw cases from.", "", "Name a file with --cases.")
-    listed = edits_of(cases, limit) if cases else ()
+    read_as = form_of(handle, form)
+    listed = edits_of(cases, limit, form=read_as, told=True) if cases else ()
     requests = listed or (counterfactuals(world, limit, seed) if world else [])
     with bar("edits", quiet=as_json) as advance:
         rows = run_bench(

@@ -41,6 +41,7 @@ def report_json(report: EditReport) -> dict[str, Any]:
             {
                 "kind": r.probe.kind,
                 "prompt": r.probe.prompt,
+                "form": r.probe.form or "raw",
                 "held_out": r.probe.held_out,
                 "new": {"before": to_plain(r.before.new), "after": to_plain(r.after.new)},
                 "old": {"before": to_plain(r.before.old), "after": to_plain(r.after.old)},

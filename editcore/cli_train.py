@@ -11,7 +11,7 @@ import typer
 from editcore.assets import WORLD_NAME
 from editcore.cli_show import show_finding
 from editcore.errors import BadRequest
-from editcore.terminal import bar, out, show_json
+from editcore.terminal import FormOption, bar, form_of, out, show_json
 from editcore.tuning import known_settings, path_in
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
@@ -23,6 +23,7 @@ def train(
     edits: Annotated[
         Path | None, typer.Option(help="A file of edits, as `bench` reads them; the embedded world has its own.")
     ] = None,
+    form: FormOption = None,
     locality: Annotated[Path | None, typer.Option(help="Text that should be predicted as before.")] = None,
     layers: Annotated[list[int] | None, typer.Option("--layer", help="Block to edit; repeat for several.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Most optimiser steps.")] = 1500,
@@ -46,6 +47,8 @@ def train(
 
     handle = load(model, device=device)
     folder = to or (handle.folder if handle.embedded and handle.folder else home_dir())
+    read_as = form_of(handle, form)
+    name = f"{handle.fingerprint}.{method}{'.chat' if read_as == 'chat' else ''}"
     best = "no look yet"
     with bar("training", quiet=as_json) as advance:
 
@@ -55,7 +58,7 @@ def train(
             advance(heard.step, heard.steps, f"loss {heard.loss:.3f}, {best}")
 
         about = train_method(
-            handle, method, work / f"{handle.fingerprint}.{method}", folder, edits=edits, locality=locality,
+            handle, method, work / name, folder, edits=edits, form=read_as, locality=locality,
             layers=layers or (), dials=dataclasses.replace(Dials(), steps=steps, edits=batch, rate=rate), listen=listen,
         )  # fmt: skip
     path = artifact(folder, handle, method)

@@ -91,8 +91,8 @@ def of_file(handle: Handle, file: Path) -> tuple[Demonstration, ...]:
             f"At least {LEAST} are needed to show how edits work.",
             "Add more.",
         )
-    open_ = [case.probes[0].prompt for case in cases if not case.probes[0].answer]
-    own = iter(measure.own_answers(handle, open_) if open_ else ())
+    open_ = [(case.probes[0].prompt, case.probes[0].form or case.form) for case in cases if not case.probes[0].answer]
+    own = iter(measure.own_answers(handle, [p for p, _ in open_], (), [f for _, f in open_]) if open_ else ())
     return tuple(
         Demonstration(
             case.prompt, case.target, case.paraphrases[0].prompt,

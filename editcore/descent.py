@@ -61,7 +61,7 @@ def descend(
         Cancelled: stopped between two steps.
     """
     handle, beside = work.handle, replay.rows if replay else ()
-    rows = [handle.row(r.prompt, r.target) for r in requests]
+    rows = [handle.row_of(r) for r in requests]
     ids = (*(r.ids for r in rows), *map(tuple, beside))
     reads = (*(reads_of(r) for r in rows), *(tuple(range(len(row))) for row in beside))
     answers = sum(len(r.answer) for r in rows)

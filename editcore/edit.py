@@ -19,12 +19,13 @@ from editcore.learned import Dials
 from editcore.lookup import is_named, normal
 from editcore.methods import RULE, Cost, Method, Work, prepare_method, prepared
 from editcore.patch import Patch
-from editcore.records import EditReport, EditRequest, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
-from editcore.words import duration
+from editcore.records import EditReport, EditRequest, Form, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
+from editcore.words import FORM_WORDS, duration
 from editcore.world.facts import World, load_world
 
 ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
 ACTIVATION_BYTES = 64  # kept per token, block and unit of width while a gradient is computed: 16 numbers
+LONGEST_SAID = 120  # characters of an answer in a sentence
 SURE = 0.5  # probability of its own answer from which a model counts as knowing it
 
 
@@ -33,10 +34,17 @@ def world_of(handle: Handle) -> World | None:
     return load_world() if handle.embedded else None
 
 
-def suggested(handle: Handle, prompt: str, target: str, subject: str | None = None) -> EditRequest:
-    """A request with subject, paraphrases and probes proposed from the prompt and the corrected answer alone."""
+def suggested(
+    handle: Handle, prompt: str, target: str, subject: str | None = None, form: Form | None = None
+) -> EditRequest:
+    """A request with subject, paraphrases and probes proposed from the prompt and the corrected answer alone.
+
+    Args:
+        form: None: as a chat, if the model has a template for it.
+    """
     found = suggest.suggest(prompt, target, world_of(handle), subject)
-    return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes)
+    form = form or handle.usual_form
+    return EditRequest(prompt, target, subject or found.subject, None, found.paraphrases, found.probes, form)
 
 
 def proposed(handle: Handle, request: EditRequest) -> EditRequest:
@@ -57,16 +65,16 @@ def check_request(handle: Handle, request: EditRequest, method: Method) -> EditR
     """
     request = _trimmed(request)
     gate.check_request(request)
-    row = spans.encode(handle.tokenizer, request.prompt, request.target)
+    row = handle.plain_row(request.prompt, request.target, form=request.form)
     handle.check_length(len(row.ids))
     unknown = handle.tokenizer.unk_token_id
     if unknown is not None and unknown in row.ids:
         text = spans.join(request.prompt, request.target)[:80]
         raise BadRequest(f"The model has no tokens for part of {text!r}.", "", "Use letters the model knows.")
-    answers = [(request.prompt, request.old or ""), *((p.prompt, p.answer or "") for p in request.probes)]
-    answers += [(p.prompt, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
-    for prompt, answer in answers:
-        handle.check_length(len(spans.encode(handle.tokenizer, prompt, answer).ids))
+    answers = [(Probe("edit", request.prompt), request.old or ""), *((p, p.answer or "") for p in request.probes)]
+    answers += [(p, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
+    for probe, answer in answers:
+        handle.check_length(len(handle.plain_row(probe.prompt, answer, form=probe.form or request.form).ids))
     if request.subject:
         spans.find_subject(request.prompt, request.subject)
         return request
@@ -223,7 +231,8 @@ def check_requests(handle: Handle, requests: Sequence[EditRequest], method: Meth
 
     def question(request: EditRequest) -> Hashable:
         fact = suggest.identify(request.prompt, world) if world else None
-        return (fact.subject, fact.relation) if fact else normal(request.prompt)
+        asks = (fact.subject, fact.relation) if fact else normal(request.prompt)
+        return asks, request.form
 
     gate.check_distinct(requests, question, "the list")
     checked = []
@@ -268,17 +277,26 @@ def sentence(target: str, results: Sequence[ProbeResult], took: bool, seconds: f
     """
     first = results[0]
     assert first.before.new is not None and first.after.new is not None
-    parts = [f"“{target}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
+    parts = [f"“{_said(target)}” {percent(first.before.new.mean)} → {percent(first.after.new.mean)}"]
     paraphrases = [r for r in results if r.probe.kind == "paraphrase"]
     probes = [r for r in results if r.probe.kind in ("near", "far")]
     if paraphrases:
         good = sum(bool(r.after.new and r.after.new.exact) for r in paraphrases)
         parts.append(f"paraphrases {good} of {len(paraphrases)}")
+    parts += [
+        f"as {FORM_WORDS[r.probe.form or 'raw']} {percent(r.after.new.mean)}"
+        for r in results
+        if r.probe.kind in ("raw", "chat") and r.after.new
+    ]
     if probes:
         parts.append(f"unrelated {sum(not r.moved for r in probes)} of {len(probes)} unmoved")
     head = "" if took else "The edit did not take. "
     cost = human_bytes(size) if seconds is None else f"{seconds:.1f} s, {human_bytes(size)}"
     return f"{head}{'; '.join(parts)}; {cost}."
+
+
+def _said(text: str) -> str:
+    return text if len(text) <= LONGEST_SAID else f"{text[: LONGEST_SAID - 1]}…"
 
 
 def percent(value: float) -> str:
@@ -360,11 +378,11 @@ def preflight(
     except BadInput as error:
         known_instead = suggest.nearest(request.prompt, world) if world and request.prompt.strip() else ()
         return replace(blank, problems=(str(error),), nearest=known_instead)
-    row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
-    (own,) = measure.own_answers(handle, [checked.prompt])
+    row = handle.plain_row(checked.prompt, checked.target, form=checked.form)
+    (own,) = measure.own_answers(handle, [checked.prompt], (), [checked.form])
     old = checked.old or own
-    probe = Probe("edit", checked.prompt, old)
-    compared = checked.old or measure.fitting(handle, checked.prompt, own)
+    probe = Probe("edit", checked.prompt, old, form=checked.form)
+    compared = checked.old or measure.fitting(handle, checked.prompt, own, checked.form)
     reading = measure.read(handle, [probe], checked.target, [compared], (), generate=False)[0].reading
     assert reading.new is not None
     belief = reading.old.mean if reading.old else 0.0
@@ -398,6 +416,8 @@ def preflight(
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
         layer_source=chosen_by,
         finding=locate.seconds(handle) if chosen_by == RULE and locate.helps(made.name) else None,
+        text=handle.text(checked.prompt, checked.form),
+        answer=handle.envelope(checked.form).gap + checked.target,
     )
 
 

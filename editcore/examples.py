@@ -11,7 +11,7 @@ from editcore.cases import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.learned import Example
-from editcore.records import EditRequest
+from editcore.records import EditRequest, Form, Probe
 from editcore.spans import Row
 from editcore.world.facts import Fact, World
 
@@ -46,22 +46,23 @@ def of_world(handle: Handle, world: World, share: str) -> Sample:
     return sample
 
 
-def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample, list[Example]]:
+def of_files(handle: Handle, edits: Path, locality: Path | None, form: Form = "raw") -> tuple[Sample, list[Example]]:
     """Draws from a file of edits, the tenth of it that is never drawn, as validation examples.
 
     Args:
         edits: a file as `editcore bench` reads them.
         locality: running text that should be predicted as before; without it the probes of the edits are all there is.
+        form: of edits that name none.
 
     Raises:
         BadRequest: a file cannot be read, holds too little, or contradicts itself.
     """
-    cases = read_cases(edits)
+    cases = read_cases(edits, form=form)
     if len(cases) < LEAST_CASES:
         raise BadRequest(
             f"{edits.name} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
         )
-    gate.check_distinct(cases, lambda case: " ".join(case.prompt.split()), edits.name, repeats=False)
+    gate.check_distinct(cases, lambda case: (" ".join(case.prompt.split()), case.form), edits.name, repeats=False)
     lines = _lines(handle, corpus.read(locality)) if locality else []
     examples = [_of_case(handle, case) for case in cases]
     if not lines and not all(e.held for e in examples):
@@ -83,14 +84,15 @@ def of_files(handle: Handle, edits: Path, locality: Path | None) -> tuple[Sample
 
 
 def _of_case(handle: Handle, case: EditRequest) -> Example:
-    def row(prompt: str, answer: str) -> Row:
-        return spans.encode(handle.tokenizer, prompt, answer)
+    def row(probe: Probe, answer: str) -> Row:
+        return handle.plain_row(probe.prompt, answer, form=probe.form or case.form)
 
-    edit = row(case.prompt, case.target)
-    asked = [edit, *(row(p.prompt, case.target) for p in case.paraphrases)]
-    open_ = [p.prompt for p in case.probes if not p.answer]
-    own = iter(measure.own_answers(handle, open_) if open_ else ())
-    pairs = [(p.prompt, p.answer or next(own)) for p in case.probes]
+    edit = row(Probe("edit", case.prompt), case.target)
+    asked = [edit, *(row(p, case.target) for p in case.paraphrases)]
+    open_ = [p for p in case.probes if not p.answer]
+    forms = [p.form or case.form for p in open_]
+    own = iter(measure.own_answers(handle, [p.prompt for p in open_], (), forms) if open_ else ())
+    pairs = [(p, p.answer or next(own)) for p in case.probes]
     return Example(edit, tuple(asked), tuple(row(p, a) for p, a in pairs if a))
 
 

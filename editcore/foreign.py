@@ -11,12 +11,12 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, cast
 
 from editcore import gate
 from editcore.errors import BadInput, BadRequest, SubjectNotFound
-from editcore.records import EditRequest, Probe
+from editcore.records import EditRequest, Form, Probe
 from editcore.rows import Entry, Number, kind_of, parse
 from editcore.settings import Settings, chosen
 
@@ -25,6 +25,7 @@ SCALARS = {
     "target": ("target_new", "target", "alt"),
     "old": ("target_old", "old", "ground_truth", "target_true"),
     "subject": ("subject",),
+    "form": ("form",),
 }
 PARAPHRASES = (
     "paraphrases", "paraphrase", "paraphrase_prompts", "paraphrase_prompt", "rephrase_prompt", "rephrase_prompts",
@@ -43,7 +44,7 @@ UNUSED = frozenset({
     "id", "case_id", "pararel_idx", "relation_id", "generation_prompts", "attribute_prompts", "portability",
     "portability_inputs", "portability_prompt", "portability_ground_truth", "pred", "cond", "tag", "relation",
 })  # fmt: skip
-PROBE_FIELDS = frozenset({"prompt", "answer", "ground_truth", "target", "kind", "held_out", "source"})
+PROBE_FIELDS = frozenset({"prompt", "answer", "ground_truth", "target", "kind", "held_out", "source", "form"})
 EASYEDIT = frozenset({
     "prompts", "ground_truth", "rephrase_prompt", "rephrase_prompts", "rephrase", "locality", "locality_inputs",
     "locality_prompt", "portability", "portability_inputs",
@@ -62,6 +63,7 @@ class Told:
     questions: int = 0  # prompts that lost `QUESTION`
     answers: int = 0  # rows whose corrected answer is the first of zsRE's right ones
     limits: Settings = field(default_factory=chosen)  # of texts; asked for once a file
+    form: Form = "raw"  # of edits that name none
 
     def notes(self) -> Iterator[str]:
         """In sentences."""
@@ -168,8 +170,9 @@ def _request(entry: Entry, kind: str, at: Place, told: Told) -> EditRequest:
         target=said["target"],
         subject=_in_prompt(said.get("subject"), said["prompt"]),
         old=None if old == UNKNOWN_ANSWER else old,
+        form=_form(said.get("form"), at.at("form")) or told.form,
         paraphrases=tuple(
-            Probe("paraphrase", p.prompt, held_out=p.held_out, source=p.source)
+            Probe("paraphrase", p.prompt, held_out=p.held_out, source=p.source, form=p.form)
             for name in PARAPHRASES if name in values for p in _pairs(values[name], None, "near", at.at(name), told)
         ),
         probes=tuple(dict.fromkeys(_probes(values, None if old == UNKNOWN_ANSWER else old, at, told))),
@@ -180,7 +183,7 @@ def _request(entry: Entry, kind: str, at: Place, told: Told) -> EditRequest:
 
 def _cell(name: str, text: str) -> Any:
     """A cell of a table: JSON where it is a list or an object, else parts between bars where a list is wanted."""
-    if name in SCALARS["prompt"] + SCALARS["target"] + SCALARS["subject"]:
+    if name in SCALARS["prompt"] + SCALARS["target"] + SCALARS["subject"] + SCALARS["form"]:
         return text
     if text[0] in "[{":
         try:
@@ -201,7 +204,7 @@ def _check_names(fields: Mapping[str, Any], kind: str, at: Place, told: Told) ->
         if kind == "editcore" and name not in UNUSED:
             at.at(name).refuse(
                 "no field is called so.",
-                "Known are prompt, target_new, subject, target_old, paraphrases, probes.",
+                "Known are prompt, target_new, subject, target_old, paraphrases, probes, form.",
                 "Mend its name, or remove it.",
             )
         told.unused[name] += 1
@@ -270,7 +273,7 @@ def _probes(values: Mapping[str, Any], old: str | None, at: Place, told: Told) -
             found = _pairs(value, values.get(answers), "far" if name == "loc" else "near", here, told)
             for probe in found:
                 answer = probe.answer or (old if name == "neighborhood_prompts" else None)
-                yield Probe(probe.kind, probe.prompt, answer, probe.held_out, probe.source)
+                yield replace(probe, answer=answer)
 
 
 def _pairs(value: Any, answers: Any, kind: str, at: Place, told: Told) -> Iterator[Probe]:
@@ -311,7 +314,18 @@ def _probe(fields: Mapping[str, Any], kind: str, at: Place, told: Told) -> Probe
         _checked(_first(answer, at, told), "answer", told.limits.longest_answer, at) if answer is not None else None,
         fields.get("held_out") is True,
         fields["source"][:200] if isinstance(fields.get("source"), str) else "",
+        _form(fields.get("form"), at),
     )
+
+
+def _form(said: Any, at: Place) -> Form | None:
+    if said is None or said == "":
+        return None
+    try:
+        gate.check_form(said)
+    except BadInput as error:
+        at.refuse(error.seen, error.wanted, error.try_)
+    return cast(Form, said)
 
 
 def _checked(text: str, what: str, longest: int, at: Place) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from editcore.errors import BadRequest, BadSetting, SubjectNotFound
-from editcore.records import EditRequest
+from editcore.records import FORMS, EditRequest
 from editcore.settings import chosen
 
 
@@ -27,6 +27,12 @@ def check_text(text: Any, what: str, longest: int) -> None:
         raise BadRequest(f"The {what} holds a character that is no text.", "Valid Unicode is needed.", "Retype it.")
 
 
+def check_form(form: Any) -> None:
+    """Refuse a form no prompt is read in; whether the model has it is checked by `edit`."""
+    if form not in FORMS:
+        raise BadRequest(f"There is no form {str(form)[:40]!r}.", f"{' or '.join(FORMS)} was wanted.")
+
+
 def check_request(request: EditRequest, method: str = "", settings: Mapping[str, Any] | None = None) -> None:
     """Refuse a request that cannot be carried out whatever the model is.
 
@@ -38,6 +44,8 @@ def check_request(request: EditRequest, method: str = "", settings: Mapping[str,
     check_text(request.target, "corrected answer", limits.longest_answer)
     if method:
         check_text(method, "method name", 100)
+    for form in (request.form, *(probe.form for probe in (*request.paraphrases, *request.probes) if probe.form)):
+        check_form(form)
     if request.old is not None:
         check_text(request.old, "old answer", limits.longest_answer)
     if request.subject is not None and (not request.subject or request.subject not in request.prompt):

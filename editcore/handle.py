@@ -23,14 +23,16 @@ from transformers.utils import logging as transformers_logging
 
 from editcore.anatomy import Anatomy, study
 from editcore.assets import WORLD_NAME, world_dir
+from editcore.chat import RAW, Envelope, chat, enclosed
 from editcore.errors import BadRequest, ModelError
+from editcore.gate import check_form
 from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached, bared
 from editcore.prompts import reading, unread
-from editcore.records import ModelInfo
+from editcore.records import EditRequest, Form, ModelInfo
 from editcore.scope import EditMemory
-from editcore.spans import Row, encode
+from editcore.spans import Row, encode, require_offsets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,6 +97,7 @@ class Handle:
             dtype_reason=self.dtype_reason,
             embedded=self.embedded,
             bytes=sum(p.numel() * p.element_size() for p in parameters),
+            chat=self.chats,
         )
 
     @contextmanager
@@ -158,18 +161,58 @@ class Handle:
         """True while a patch is in place that looks at whole prompts."""
         return any(isinstance(part, Codebook | Side | EditMemory) for p in self.standing for part in p.parts)
 
-    def row(self, prompt: str, answer: str = "", subject: str | None = None) -> Row:
+    @property
+    def chats(self) -> bool:
+        """True when the model has a chat template that can be used."""
+        try:
+            return self.envelope("chat").form == "chat"
+        except BadRequest:
+            return False
+
+    @property
+    def usual_form(self) -> Form:
+        """How prompts are read where nobody says: as a chat, if the model has a template for it."""
+        return "chat" if self.chats else "raw"
+
+    def envelope(self, form: Form) -> Envelope:
+        """What stands around a prompt of this form. A template that tells the date tells that of the first use.
+
+        Raises:
+            BadRequest: there is no such form, or this model has no template for it.
+        """
+        check_form(form)
+        if form == "raw":
+            return RAW
+        if "envelope" not in self.memory:
+            try:
+                self.memory["envelope"] = chat(self.tokenizer)
+            except BadRequest as error:
+                self.memory["envelope"] = error
+        found: Envelope | BadRequest = self.memory["envelope"]
+        if isinstance(found, BadRequest):
+            raise BadRequest(found.seen, found.wanted, found.try_)
+        return found
+
+    def plain_row(self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw") -> Row:
+        """`row`, whatever stands in front of prompts now."""
+        return encode(self.tokenizer, prompt, answer, subject, self.envelope(form))
+
+    def row(
+        self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
+    ) -> Row:
         """Prompt and answer in tokens, as the model is to read them now: behind the header in place.
 
-        A space in front of the prompt stands in front of the header too: the row is to follow some other text.
+        In a chat the header stands in the same turn as the prompt.
+
+        Args:
+            spaced: a space in front, of the header too: the row is to follow some other text.
 
         Raises:
             SubjectNotFound, BadRequest, ModelError: see `spans.encode`.
-            BadRequest: the header does not leave room for the row.
+            BadRequest: the header does not leave room for the row, or the model has no such form.
         """
         header = self.header
-        space = " " if prompt.startswith(" ") else ""
-        row = encode(self.tokenizer, f"{space}{header}{prompt.removeprefix(' ')}", answer, subject)
+        row = encode(self.tokenizer, header + prompt, answer, subject, self.envelope(form), spaced)
         if header and len(row.ids) > self.context:
             raise BadRequest(
                 f"Prompt and answer with the text in front of them are {len(row.ids)} tokens long.",
@@ -178,6 +221,20 @@ class Handle:
                 "Shorten the prompt or the answer, or take an edit away.",
             )
         return row
+
+    def row_of(self, request: EditRequest) -> Row:
+        """The edit's prompt with its corrected answer, as `row`."""
+        return self.row(request.prompt, request.target, form=request.form)
+
+    def text(self, prompt: str, form: Form = "raw") -> str:
+        """All that the model reads in front of its answer now, with its control tokens spelled out.
+
+        Raises:
+            BadRequest, ModelError: as in `row`.
+        """
+        row = self.row(prompt, form=form)
+        first = self.tokenizer.convert_ids_to_tokens(list(row.ids[: row.lead])) if form == "raw" else []
+        return "".join(first) + enclosed(self.tokenizer, self.envelope(form), self.header + prompt)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""
@@ -389,6 +446,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    require_offsets(tokenizer)
     sample = "The capital of France"
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     rows = model.get_input_embeddings().weight.shape[0]

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from editcore import spans
+from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.patch import Patch
-from editcore.records import AnswerScore, EditRequest, Probe, ProbeResult, Reading, Scores
+from editcore.records import AnswerScore, EditRequest, Form, Probe, ProbeResult, Reading, Scores
+from editcore.words import FORM_WORDS
 
 TOP = 10  # next tokens kept
 CONTINUATION = 12  # tokens generated
 ANSWER_END = (".", "\n", ";")
+SAME_FACT = ("raw", "chat", "paraphrase")  # probes whose old answer is that of the edit
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,13 @@ def read(
         olds: per probe, the answer to be compared with (may be empty: then only the new one is scored).
     """
     with handle.using(patches):
-        prompts = [handle.row(p.prompt) for p in probes]
-        rows = [handle.row(p.prompt, a) for p, o in zip(probes, olds, strict=True) for a in (target, o) if a]
+        prompts = [handle.row(p.prompt, form=p.form or "raw") for p in probes]
+        asked = [(p, a) for p, o in zip(probes, olds, strict=True) for a in (target, o) if a]
+        rows = [handle.row(p.prompt, a, form=p.form or "raw") for p, a in asked]
         logits = handle.logits([*prompts, *rows])
-        texts = handle.generate([p.ids for p in prompts], CONTINUATION) if generate else [""] * len(probes)
+        # Enough to say the new answer: a long one is judged whole.
+        length = max([CONTINUATION, *(len(row.answer) for row, (_, a) in zip(rows, asked, strict=True) if a == target)])
+        texts = handle.generate([p.ids for p in prompts], length) if generate else [""] * len(probes)
     nexts = [torch.log_softmax(x[0], -1).cpu() for x in logits[: len(probes)]]
     answers = iter(zip(rows, logits[len(probes) :], strict=True))
     results = []
@@ -84,9 +90,9 @@ def mean_probabilities(rows: Sequence[spans.Row], logits: Sequence[Tensor]) -> l
     return [_score("", row, x)[0].mean for row, x in zip(rows, logits, strict=True)]
 
 
-def answer(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = ()) -> list[Reading]:
+def answer(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = (), form: Form = "raw") -> list[Reading]:
     """What the model says to each prompt: next tokens and a greedy continuation, no answer scored."""
-    probes = [Probe("far", p) for p in prompts]
+    probes = [Probe("far", p, form=form) for p in prompts]
     return [raw.reading for raw in read(handle, probes, "", [""] * len(probes), patches)]
 
 
@@ -95,10 +101,18 @@ def _top(handle: Handle, log_probabilities: Tensor) -> tuple[tuple[str, float], 
     return tuple((handle.tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.exp().tolist(), strict=True))
 
 
-def own_answers(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = ()) -> list[str]:
-    """What the model itself answers to each prompt: its greedy continuation up to the end of the sentence."""
+def own_answers(
+    handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = (), forms: Sequence[Form] = ()
+) -> list[str]:
+    """What the model itself answers to each prompt: its greedy continuation up to the end of the sentence.
+
+    Args:
+        forms: one a prompt; none: all raw.
+    """
+    every: Sequence[Form] = forms or ["raw"] * len(prompts)
     with handle.using(patches):
-        texts = handle.generate([handle.row(p).ids for p in prompts], CONTINUATION)
+        rows = [handle.row(prompt, form=form) for prompt, form in zip(prompts, every, strict=True)]
+        texts = handle.generate([row.ids for row in rows], CONTINUATION)
     return [cut_answer(text) for text in texts]
 
 
@@ -122,37 +136,55 @@ def says(text: str, answer: str) -> bool:
     return text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
 
 
-def all_probes(request: EditRequest) -> tuple[Probe, ...]:
-    """The edit prompt itself, its paraphrases, then near and far probes; repeated prompts once."""
+def all_probes(request: EditRequest, more: Sequence[Probe] = ()) -> tuple[Probe, ...]:
+    """The edit prompt itself, `more`, its paraphrases, then near and far probes; repeated ones once, each in its form.
+
+    The same prompt in another form is another probe.
+    """
     first = Probe("edit", request.prompt, request.old, source="the edit")
-    seen: dict[str, Probe] = {}
-    for probe in (first, *request.paraphrases, *request.probes):
-        seen.setdefault(" ".join(probe.prompt.split()), probe)
+    seen: dict[tuple[str, Form], Probe] = {}
+    for probe in (first, *more, *request.paraphrases, *request.probes):
+        form = probe.form or request.form
+        seen.setdefault((" ".join(probe.prompt.split()), form), replace(probe, form=form))
     return tuple(seen.values())
+
+
+def other_form(handle: Handle, request: EditRequest) -> tuple[Probe, ...]:
+    """The edit prompt in the form it is not edited in; nothing where the model cannot read it so."""
+    form: Form = "chat" if request.form == "raw" else "raw"
+    if form == "chat" and not handle.chats:
+        return ()
+    try:
+        for answer in filter(None, (request.target, request.old)):
+            handle.check_length(len(handle.row(request.prompt, answer, form=form).ids))
+    except BadRequest:
+        return ()
+    return (Probe(form, request.prompt, source=f"the edit's prompt as {FORM_WORDS[form]}", form=form),)
 
 
 def settle(handle: Handle, request: EditRequest, patches: Sequence[Patch] = ()) -> tuple[tuple[Probe, ...], list[str]]:
     """Probes with the answer each is compared with: the given one, else the unedited model's own."""
-    probes = all_probes(request)
-    missing = [p.prompt for p in probes if p.kind != "paraphrase" and not p.answer]
-    own = iter(own_answers(handle, missing, patches) if missing else ())
-    settled = [p if p.kind == "paraphrase" or p.answer else replace(p, answer=next(own)) for p in probes]
+    probes = all_probes(request, other_form(handle, request))
+    missing = [p for p in probes if p.kind not in SAME_FACT and not p.answer]
+    forms = [p.form or "raw" for p in missing]
+    own = iter(own_answers(handle, [p.prompt for p in missing], patches, forms) if missing else ())
+    settled = [p if p.kind in SAME_FACT or p.answer else replace(p, answer=next(own)) for p in probes]
     old = settled[0].answer or ""
-    olds = [old if p.kind == "paraphrase" else p.answer or "" for p in settled]
+    olds = [old if p.kind in SAME_FACT else p.answer or "" for p in settled]
     return tuple(settled), [
-        o if g.answer and g.kind != "paraphrase" else fitting(handle, g.prompt, o)
+        o if g.answer and g.kind not in SAME_FACT else fitting(handle, g.prompt, o, g.form or "raw")
         for g, o in zip(probes, olds, strict=True)
     ]
 
 
-def fitting(handle: Handle, prompt: str, answer: str) -> str:
+def fitting(handle: Handle, prompt: str, answer: str, form: Form = "raw") -> str:
     """`answer`, or "" when it does not fit into the model's context behind the prompt.
 
     For answers nobody typed: a continuation cut off at the limit may need more tokens when it is read as text.
     """
     if not answer:
         return ""
-    return answer if len(spans.encode(handle.tokenizer, prompt, answer).ids) <= handle.context else ""
+    return answer if len(handle.plain_row(prompt, answer, form=form).ids) <= handle.context else ""
 
 
 def compare(probes: Sequence[Probe], before: Sequence[Any], after: Sequence[Any]) -> tuple[ProbeResult, ...]:

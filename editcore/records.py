@@ -11,19 +11,24 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-ProbeKind = Literal["edit", "paraphrase", "near", "far"]
-KINDS: tuple[ProbeKind, ...] = ("edit", "paraphrase", "near", "far")
+Form = Literal["raw", "chat"]  # a prompt read as it is, or as a person's turn in the model's chat template
+FORMS: tuple[Form, ...] = ("raw", "chat")
+ProbeKind = Literal["edit", "raw", "chat", "paraphrase", "near", "far"]
+KINDS: tuple[ProbeKind, ...] = ("edit", "raw", "chat", "paraphrase", "near", "far")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A prompt that is read before and after the edit."""
 
-    kind: ProbeKind  # edit: the request; paraphrase: same fact; near: same relation, other subject; far: anything
+    # edit: the request; raw, chat: the same prompt in the form it is not edited in; paraphrase: same fact;
+    # near: same relation, other subject; far: anything
+    kind: ProbeKind
     prompt: str
     answer: str | None = None  # what the unedited model should say; None: read from the model itself
     held_out: bool = False  # the model was never trained on this wording of this fact
     source: str = ""  # where it comes from, in words a person can read
+    form: Form | None = None  # None: as the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class EditRequest:
     old: str | None = None  # the answer to be replaced; None: read from the model
     paraphrases: tuple[Probe, ...] = ()
     probes: tuple[Probe, ...] = ()  # near and far
+    form: Form = "raw"  # of the prompt, and of every other that names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +191,8 @@ class Preflight:
     training: float | None = None  # seconds, where the method has to be trained for this model before any edit
     layer_source: str = ""  # who chose the blocks, in a few words; "" when none are
     finding: float | None = None  # seconds it takes to find out where to edit, where only a rule of thumb says so
+    text: str = ""  # all that the model reads in front of the answer, control tokens spelled out
+    answer: str = ""  # the corrected answer as it follows there, with the space in front where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +210,7 @@ class ModelInfo:
     dtype_reason: str
     embedded: bool  # the world model, whose facts can be browsed
     bytes: int  # weights
+    chat: bool = False  # it has a chat template that can be used
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where prompt, subject and answer sit among the tokens. Knows tokenizers; knows no model.
+"""Where prompt, subject and answer sit among the tokens. Knows tokenizers; knows no model and no chat template.
 
 Everything is read off the character offsets of the *final joined text*, tokenized once: pieces tokenized apart and
 glued together differ at merges, at multi-byte characters and behind automatic first tokens.
@@ -6,9 +6,11 @@ glued together differ at merges, at multi-byte characters and behind automatic f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from editcore.chat import RAW, Envelope, control_tokens, enclosed
 from editcore.errors import BadRequest, ModelError, SubjectNotFound
 
 
@@ -20,6 +22,7 @@ class Row:
     start: int  # index of the first answer token; == len(ids) when there is no answer
     subject: int | None = None  # index of the subject's last token
     subject_start: int | None = None  # index of its first token
+    lead: int = 0  # tokens in front of the prompt's own: automatic first ones, or a template's
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -48,55 +51,68 @@ def find_subject(prompt: str, subject: str) -> tuple[int, int]:
     return at, at + len(subject)
 
 
-def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None) -> Row:
-    """Tokenizes prompt + " " + answer once and finds the borders by offsets.
+def encode(
+    tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None, envelope: Envelope = RAW,
+    spaced: bool = False,
+) -> Row:  # fmt: skip
+    """Tokenizes prompt and answer, with what stands around them, once, and finds the borders by offsets.
+
+    The subject is looked for in the prompt alone. A chat template writes its own first tokens, so none are added.
+
+    Args:
+        envelope, spaced: see `chat.enclosed`.
 
     Raises:
         SubjectNotFound: the subject is not in the prompt.
-        BadRequest: the answer has no token of its own, or the text holds a special token.
+        BadRequest: the answer has no token of its own, the text holds a control token, or a template changes it.
         ModelError: the tokenizer gives no offsets.
     """
     refuse_special(tokenizer, prompt, answer)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
-            "They are needed to find the subject and the answer among the tokens.",
-            "Use a model folder with a tokenizer.json file.",
-        )
-    lead = prompt.rstrip(" ")
-    text = join(prompt, answer) if answer else lead
-    coded = tokenizer(text, return_offsets_mapping=True)
+    require_offsets(tokenizer)
+    raw = envelope.form == "raw"
+    lead = enclosed(tokenizer, envelope, prompt, spaced)
+    said = lead[len(envelope.before) : len(lead) - len(envelope.after)]
+    text = f"{lead}{envelope.gap}{answer.strip()}" if answer else lead
+    coded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=raw)
     ids, offsets = list(coded["input_ids"]), coded["offset_mapping"]
-    while ids and ids[-1] in tokenizer.all_special_ids:  # an automatic end marker would stand after the answer
+    while raw and ids and ids[-1] in tokenizer.all_special_ids:  # an automatic end marker would stand after the answer
         ids.pop()
-    start = len(ids)
-    if answer:
-        # A token that crosses the border belongs to the answer, and so does a lone space behind it (whose span some
-        # tokenizers trim to nothing): the model must produce both.
-        start = next((i for i in range(len(ids)) if offsets[i][1] > len(lead)), len(ids))
-        if start == len(ids) or not answer.strip():
-            raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
-    if start == 0 or not lead.strip():
+    start = _first_behind(tokenizer, ids, offsets, len(lead)) if answer else len(ids)
+    if answer and (start == len(ids) or not answer.strip()):
+        raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+    if start == 0 or not said.strip():
         raise BadRequest(
             "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
         )
     first = last = None
     if subject is not None:
-        begin, end = find_subject(lead, subject)
+        begin, end = (len(envelope.before) + at for at in find_subject(said, subject))
         inside = [
             i for i in range(start) if offsets[i][0] < end and offsets[i][1] > begin and offsets[i][1] > offsets[i][0]
         ]
         if not inside:
             raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
         first, last = inside[0], inside[-1]
-    return Row(tuple(ids), start, last, first)
+    automatic = tokenizer.all_special_ids if raw else ids  # in a chat, whatever ends where the prompt begins
+    own = next((i for i in range(start) if offsets[i][1] > len(envelope.before) or ids[i] not in automatic), 0)
+    return Row(tuple(ids), start, last, first, own)
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """Raises ModelError for a tokenizer that does not say where in a text its tokens stand."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
+            "They are needed to find the subject and the answer among the tokens.",
+            "Use a model folder with a tokenizer.json file.",
+        )
 
 
 def refuse_special(tokenizer: Any, *texts: str) -> None:
     """Raises BadRequest when a text spells one of the tokenizer's control tokens."""
     for text in texts:
-        for token in tokenizer.all_special_tokens:
-            if token and token in text:
+        for token in control_tokens(tokenizer):
+            if token in text:
                 raise BadRequest(
                     f"The text holds {token!r}, a control token of this model.",
                     "Only plain text can be edited.",
@@ -107,6 +123,19 @@ def refuse_special(tokenizer: Any, *texts: str) -> None:
 def pieces(tokenizer: Any, ids: tuple[int, ...]) -> tuple[str, ...]:
     """Each token as text a person can read."""
     return tuple(tokenizer.decode([i]) for i in ids)
+
+
+def _first_behind(tokenizer: Any, ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: int) -> int:
+    """Index of the first token of what stands behind a border in the text; len(ids) when there is none.
+
+    A token that crosses the border belongs to what is behind it, and so does a lone space there (whose span some
+    tokenizers trim to nothing): the model must produce both. One of control may swallow that space, no more.
+    """
+    control = control_tokens(tokenizer)
+    for i, (begin, end) in enumerate(offsets[: len(ids)]):
+        if end > border and (begin >= border or tokenizer.convert_ids_to_tokens(ids[i]) not in control):
+            return i
+    return len(ids)
 
 
 def _short(text: str, limit: int = 80) -> str:

@@ -61,7 +61,7 @@ def spread(
     last = layers[-1]
     prompts = [subject.prompts(handle, request, method.contexts) for request in requests]
     wishes = [
-        algebra.Wish(rows, subject.essence(handle, request.subject or ""))
+        algebra.Wish(rows, subject.essence(handle, request.subject or "", request.form))
         for request, rows in zip(requests, prompts, strict=True)
     ]
     values = [
@@ -91,7 +91,7 @@ def mean_keys(
 ) -> Tensor:
     """One key a request [n, d_in], fp32: half the bare prompt's, half the mean over its other texts."""
     others = [
-        subject.sentences(handle, request.subject or "") if place == "subject" else list(rows[1:])
+        subject.sentences(handle, request.subject or "", request.form) if place == "subject" else list(rows[1:])
         for request, rows in zip(requests, prompts, strict=True)
     ]
     groups = [[rows[0], *more] for rows, more in zip(prompts, others, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from editcore import algebra
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.records import EditRequest
+from editcore.records import EditRequest, Form
 from editcore.spans import Row
 from editcore.trace import capture
 
@@ -34,20 +34,20 @@ def prompts(handle: Handle, request: EditRequest, contexts: int) -> list[Row]:
 
 
 def in_text(handle: Handle, request: EditRequest, contexts: int, subject: str | None = None) -> list[Row]:
-    """`prompts`, for methods that need no subject."""
-    bare = handle.row(request.prompt, request.target, subject)
-    spaced = handle.row(f" {request.prompt}", request.target, subject)
-    return algebra.behind(algebra.contexts(handle, contexts), bare, spaced, _lead(handle))
+    """`prompts`, for methods that need no subject. In a chat the texts open the turn the prompt stands in."""
+    bare = handle.row(request.prompt, request.target, subject, request.form)
+    spaced = handle.row(request.prompt, request.target, subject, request.form, spaced=True)
+    return algebra.behind(algebra.contexts(handle, contexts), bare, spaced)
 
 
-def essence(handle: Handle, subject: str) -> Row:
+def essence(handle: Handle, subject: str, form: Form = "raw") -> Row:
     """The sentence on which a value search keeps what else is said about the subject."""
-    return handle.row(f"{subject} is a", "", subject)
+    return handle.row(f"{subject} is a", "", subject, form)
 
 
-def sentences(handle: Handle, subject: str) -> list[Row]:
+def sentences(handle: Handle, subject: str, form: Form = "raw") -> list[Row]:
     """`FRAMES` about the subject."""
-    return [handle.row(frame.format(subject), "", subject) for frame in FRAMES]
+    return [handle.row(frame.format(subject), "", subject, form) for frame in FRAMES]
 
 
 def keys(handle: Handle, site: Site, rows: Sequence[Row]) -> Tensor:
@@ -97,8 +97,3 @@ def _at_subjects(handle: Handle, rows: Sequence[Row], module: nn.Module, *, inpu
         at = torch.tensor([row.subject for row in part], device=ids.device)
         found.append(seen["wanted"].reshape(*ids.shape, -1)[line, at].float())
     return torch.cat(found)
-
-
-def _lead(handle: Handle) -> int:
-    """Number of tokens the tokenizer puts in front of every text."""
-    return len(handle.tokenizer("a")["input_ids"]) - len(handle.tokenizer("a", add_special_tokens=False)["input_ids"])

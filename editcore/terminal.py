@@ -7,13 +7,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from editcore.errors import BadRequest
+from editcore.gate import check_form
+from editcore.records import Form
 
+if TYPE_CHECKING:
+    from editcore.handle import Handle
+
+FormOption = Annotated[
+    str | None,
+    typer.Option("--form", help="raw, or chat: in the model's chat template, which is the default if it has one."),
+]
 PIPED_WIDTH = 160  # columns where the output is no terminal: a table in a file should be whole
 
 
@@ -39,6 +49,18 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
             raise BadRequest(f"--set {pair!r} cannot be read.", "name=value was wanted.", "For example: --set steps=30")
         result[name.strip()] = value.strip()
     return result
+
+
+def form_of(handle: Handle, asked: str | None) -> Form:
+    """The form a person asked for, or the model's usual one.
+
+    Raises:
+        BadRequest: there is no such form, or this model does not have it.
+    """
+    if asked is None:
+        return handle.usual_form
+    check_form(asked)
+    return handle.envelope(cast(Form, asked)).form
 
 
 def show_json(value: Any) -> None:

@@ -131,7 +131,7 @@ def parts(work: Work, editor: Editor, requests: Sequence[EditRequest], strength:
     handle = work.handle
     work.check()
     with handle.using([]), editor.start():
-        batch = gradients.texts(handle, [handle.row(r.prompt, r.target) for r in requests])
+        batch = gradients.texts(handle, [handle.row_of(r) for r in requests])
         change = editor.together(handle, batch)
     result = []
     for site, read, write in zip(editor.sites, change.read, change.write, strict=True):

@@ -15,6 +15,7 @@ from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.learned import Dials, Editor, Example, Heard, Learner
 from editcore.methods import METHODS, find_method
+from editcore.records import Form
 from editcore.world.facts import load_world
 
 VALIDATION = 96  # examples
@@ -38,6 +39,7 @@ def train_method(
     to: Path,
     *,
     edits: Path | None = None,
+    form: Form = "raw",
     locality: Path | None = None,
     layers: Sequence[int] = (),
     dials: Dials | None = None,
@@ -48,7 +50,7 @@ def train_method(
 
     Args:
         work: folder of the checkpoint, from which an interrupted training goes on.
-        edits, locality: see `examples.of_files`; without `edits`, the embedded world's own facts.
+        edits, form, locality: see `examples.of_files`; without `edits`, the embedded world's own facts.
 
     Raises:
         BadRequest: the method does not learn, or the examples cannot be used.
@@ -61,7 +63,7 @@ def train_method(
         raise BadRequest(f"{name} needs no training.", f"These methods do: {', '.join(trainable())}.")
     dials = dials or Dials()
     if edits is not None:
-        sample, validation = examples.of_files(handle, edits, locality)
+        sample, validation = examples.of_files(handle, edits, locality, form)
     elif handle.embedded:
         sample, validation = _world_examples(handle)
     else:

@@ -1,8 +1,12 @@
-"""Numbers as people say them. Standard library only."""
+"""Numbers and forms as people say them. Standard library only."""
 
 from __future__ import annotations
 
 import math
+
+from editcore.records import Form
+
+FORM_WORDS: dict[Form, str] = {"raw": "raw text", "chat": "a chat"}  # what a prompt is read as
 
 
 def duration(seconds: float) -> str:

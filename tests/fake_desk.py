@@ -128,7 +128,7 @@ class FakeDesk:
         if examples["edits"] == "useless":
             raise ModelError("Nothing can be learned from this.", "", "Give other examples.")
 
-    def probe(self, standing, prompts):
+    def probe(self, standing, prompts, form):
         edited = [json.loads((path / "patch.json").read_text())["says"] for path, strength in standing]
         answer = {"answer": edited[-1], "all": edited, "at": [s for _, s in standing]} if edited else None
         return [{"prompt": p, "base": {"answer": "old"}, "edited": answer} for p in prompts]

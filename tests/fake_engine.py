@@ -27,6 +27,7 @@ from editcore.records import (
     Checkup,
     EditReport,
     EditRequest,
+    Form,
     Held,
     MethodInfo,
     ModelInfo,
@@ -46,6 +47,7 @@ from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
 RULE = "a rule of thumb"
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # a chat template
 PM = "Who is the Prime Minister of the United Kingdom?"
 KNOWN = {
     PM: ("Theresa May", "United Kingdom"),
@@ -108,15 +110,17 @@ class FakeEngine:
         untrained: methods that have to be trained first.
         embedded: whether the model is the embedded one.
         unlocated: whether where to edit is a rule of thumb until somebody looks.
+        chat: whether it has a chat template.
     """
 
     def __init__(self, steps: int = 20, step_seconds: float = 0.0, start_seconds: float = 0.0, took: bool = True,
                  fail: str = "", broken: tuple[str, ...] = (),
                  outlooks: Mapping[str, Mapping[str, Any]] | None = None, untrained: Sequence[str] = (),
-                 embedded: bool = True, unlocated: bool = False) -> None:  # fmt: skip
+                 embedded: bool = True, unlocated: bool = False, chat: bool = False) -> None:  # fmt: skip
         self.steps, self.step_seconds, self.took, self.fail = steps, step_seconds, took, fail
         self.broken, self.outlooks = broken, outlooks or {}
         self.untrained, self.embedded, self.unlocated = set(untrained), embedded, unlocated
+        self.chat = chat
         self.ready_at = time.monotonic() + start_seconds
         self.jobs: dict[str, _Job] = {}
         self.keys: dict[tuple[str, str], str] = {}
@@ -134,7 +138,7 @@ class FakeEngine:
     def health(self) -> Health:
         starting = time.monotonic() < self.ready_at or self._breaks("health")
         busy = next((j.kind for j in self.jobs.values() if self._status(j) == "running"), None)
-        model = replace(MODEL, embedded=self.embedded)
+        model = replace(MODEL, embedded=self.embedded, chat=self.chat)
         return Health("starting" if starting else "ready", "", None if starting else model, 0, busy, 120_000_000)
 
     def methods(self) -> tuple[MethodInfo, ...]:
@@ -219,7 +223,7 @@ class FakeEngine:
                 job.file = str(Path(self._folder.name) / f"editcore-{job.plans[0][0]}.zip")
                 Path(job.file).write_bytes(b"PK")
             elif job.kind in ("edit", "adoption"):
-                job.report = make_report(job.request, *job.plans[0], self.took)
+                job.report = make_report(job.request, *job.plans[0], self.took, chat=self.chat)
                 self._apply(job)
             self.store.end_job(job.name, lost=job.ended == "lost")
         return job.ended or "running"
@@ -237,7 +241,7 @@ class FakeEngine:
             return ()
         return tuple(
             Outcome(m, s, None, "The loss is not finite. Try a lower learning rate.", "Diverged") if m in self.broken
-            else Outcome(m, s, make_report(job.request, m, s, self.took and m != "ft-l"))
+            else Outcome(m, s, make_report(job.request, m, s, self.took and m != "ft-l", chat=self.chat))
             for m, s in job.plans[: self._step(job) // self.steps]
         )  # fmt: skip
 
@@ -281,7 +285,8 @@ class FakeEngine:
         self.store.remember(job.session, REMADE, job.name, [to_plain(one) for one in changed])
         self.store.commit(job.session, made, "compute again", stack[:first])
 
-    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def probe(self, session: str, prompts: Sequence[str], form: Form = "raw") -> list[dict[str, Any]]:
+        self.asked.append(("probe", {"prompts": list(prompts), "form": form}))
         standing = [row for row in self.sessions.state(session).rows if row.on]
         rows = []
         for prompt in prompts:
@@ -325,19 +330,21 @@ class FakeEngine:
             (f"The model already answers “{target}”.",) if target == old else (), known,
             () if known else tuple(KNOWN)[:3],
         ), training=training, layer_source=RULE if self.unlocated else "known to suit this model (a sweep)",
-            finding=4.0 if self.unlocated else None))  # fmt: skip
+            finding=4.0 if self.unlocated else None,
+            text=TURN.replace("{}", prompt) if request["form"] == "chat" else prompt,
+            answer=target if request["form"] == "chat" else f" {target}"))  # fmt: skip
 
     def _outlook(self, request: Mapping[str, Any], methods: list[list[Any]]) -> list[dict[str, Any]]:
         blank = {"problem": "", "prepare": "", "seconds": 0.5}
         return [{"method": name, **blank, **self.outlooks.get(name, {})} for name, _ in methods]
 
-    def _suggest(self, prompt: str, target: str, subject: str | None = None) -> dict[str, Any]:
+    def _suggest(self, prompt: str, target: str, subject: str | None = None, form: Form = "raw") -> dict[str, Any]:
         old, found = KNOWN.get(prompt, ("the", None))
         paraphrases, probes = suggestions(prompt, subject or found or "it")
         return {"subject": subject or found, "subject_source": "longest known name", "old": old,
                 "paraphrases": [to_plain(p) for p in paraphrases], "probes": [to_plain(p) for p in probes]}  # fmt: skip
 
-    def _believe(self, prompts: list[str], answers: list[list[str]]) -> list[dict[str, Any]]:
+    def _believe(self, prompts: list[str], answers: list[list[str]], form: Form = "raw") -> list[dict[str, Any]]:
         return [
             {"answer": KNOWN[p][0] if p in KNOWN else (a[0] if a else "the"),
              "probability": 0.98 if p in KNOWN else 0.6 + 0.39 * _noise(p), "candidates": [0.97 for _ in a]}
@@ -372,13 +379,25 @@ def suggestions(prompt: str, subject: str) -> tuple[tuple[Probe, ...], tuple[Pro
 
 
 def make_report(
-    request: EditRequest, method: str, settings: Mapping[str, Any], took: bool = True, nan: bool = False
+    request: EditRequest,
+    method: str,
+    settings: Mapping[str, Any],
+    took: bool = True,
+    nan: bool = False,
+    chat: bool = False,
 ) -> EditReport:
-    """A report as the engine would make it; `nan` puts a number that is none into the first paraphrase."""
+    """A report as the engine would make it.
+
+    Args:
+        nan: puts a number that is none into the first paraphrase.
+        chat: the model has a chat template, so that the prompt is read in its other form too.
+    """
     old = KNOWN.get(request.prompt, ("the", None))[0]
     results = []
-    for probe in (Probe("edit", request.prompt, old), *request.paraphrases, *request.probes):
-        same_fact = probe.kind in ("edit", "paraphrase")
+    other: Form = "raw" if request.form == "chat" else "chat"
+    more = (Probe(other, request.prompt, source="the edit's prompt", form=other),) if chat else ()
+    for probe in (Probe("edit", request.prompt, old, form=request.form), *more, *request.paraphrases, *request.probes):
+        same_fact = probe.kind not in ("near", "far")
         was = old if same_fact else probe.answer or "the"
         sure = 0.9 + 0.09 * _noise(probe.prompt)
         leak = took and probe.prompt.endswith("Japan?")
@@ -437,6 +456,7 @@ def demo() -> FakeEngine:
     return FakeEngine(
         step_seconds=float(os.environ.get("FAKE_STEP", "0.02")), start_seconds=float(os.environ.get("FAKE_START", "0")),
         fail=os.environ.get("FAKE_FAIL", ""), took=os.environ.get("FAKE_TOOK", "1") == "1",
+        chat=os.environ.get("FAKE_CHAT", "0") == "1",
     )  # fmt: skip
 
 

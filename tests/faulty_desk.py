@@ -201,7 +201,7 @@ class FaultyDesk(Desk):
             raise ZeroDivisionError("planned")
         return super().check_up(standing, reports, stop)
 
-    def probe(self, standing, prompts):
+    def probe(self, standing, prompts, form):
         """What each prompt's logits are without and with what is standing."""
         edited = logits(self.handle, self._patches(standing)) if standing else None
         return [{"prompt": prompts[0], "base": logits(self.handle, ()), "edited": edited}]

@@ -171,14 +171,14 @@ def phrases() -> list[str]:
     return [line.replace("{s}", "the United Kingdom") for line in lines]
 
 
-@lru_cache(maxsize=2)
-def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 512 tokens; with `bos`, it puts its first token in front of every text."""
+@lru_cache(maxsize=16)
+def tokenizer(bos: bool = False, controls: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 512 tokens, `controls` among them; with `bos`, its first token stands before every text."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCABULARY, special_tokens=[END, *controls], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
     inner.train_from_iterator(phrases(), trainer)

@@ -4,13 +4,18 @@
                                       test_compare::test_without_prompt_or_answer_compare_is_off_and_says_why
  2  subject not in the prompt         test_page::test_a_subject_that_is_not_in_the_prompt_turns_apply_off_and_is_kept
                                       test_spans::test_a_subject_outside_the_prompt_is_refused
+                                      test_chat::test_a_subject_that_only_the_template_names_is_not_found
+                                      test_chat::test_a_template_that_changes_the_prompt_or_splits_the_subject_is_refused
  3  the answer it gives already       test_edit::test_what_the_model_already_says_is_allowed_with_a_warning
  4  a prompt that ends in the answer  test_bad_input::test_a_prompt_that_ends_in_the_answer_is_warned_of_with_its_tokens
  5  a prompt of a megabyte            test_page::test_a_prompt_of_a_megabyte_is_refused_with_the_limit_and_never_sent
                                       test_edit::test_a_request_that_cannot_work_is_refused_before_anything_runs
  6  at and over the context           test_edit::test_the_context_limit_is_exact
+                                      test_chat::test_the_context_limit_counts_the_template
+                                      test_chat::test_an_answer_of_a_hundred_tokens_takes
  7  spaces, control tokens            test_spans::test_control_tokens_are_refused
                                       test_spans::test_an_answer_without_letters_is_refused
+                                      test_chat::test_a_person_cannot_type_the_template_s_control_tokens
  8  any script, surrogates, NUL       test_edit::test_odd_text_is_only_text
                                       test_charts::test_lone_surrogates_and_control_characters_become_visible_and_encodable
                                       test_charts::test_right_to_left_text_is_isolated
@@ -34,6 +39,8 @@
                                       test_handle::test_a_name_that_leads_nowhere_is_refused
 15  damaged model folders             test_handle::test_a_damaged_folder_is_refused
                                       test_handle::test_a_tokenizer_that_does_not_fit_is_refused
+                                      test_chat::test_a_tokenizer_without_offsets_is_refused_when_the_model_is_opened
+                                      test_chat::test_a_template_that_does_not_show_the_prompt_is_refused
                                       test_anatomy::test_experts_and_state_spaces_are_refused_by_the_rule
 16  settings out of bounds            test_methods::test_a_setting_that_cannot_work_is_refused
                                       test_methods::test_every_setting_says_what_it_is_and_keeps_its_bounds
@@ -136,7 +143,7 @@ def test_markup_stays_text_on_every_page_and_beside_every_file(target):
     shown = everything(page)
     fake_engine.current().sessions.library.rename(session_of(page), HOSTILE[:120])
     page = click(page, "share")
-    link = page.code[0].value.partition("link=")[2]
+    link = page.code[-1].value.partition("link=")[2]
     shown += everything(elsewhere(page, "sessions")) + everything(elsewhere(page, "compare"))
     page.query_params["link"] = link
     shown += everything(elsewhere(page, "shared"))
@@ -293,7 +300,7 @@ def shows_nothing(page) -> bool:
 def test_no_id_but_the_session_s_own_opens_it():
     page, edits = two_edits()
     own = session_of(page)
-    link = click(page, "share").code[0].value.partition("link=")[2]
+    link = click(page, "share").code[-1].value.partition("link=")[2]
     before = stored()
     for id_ in (link, *edits, new_session(), own[:-1], own + "A", own.swapcase(), f"{own}\n", f" {own}", "%"):
         assert shows_nothing(opened(id_)), id_
@@ -303,7 +310,7 @@ def test_no_id_but_the_session_s_own_opens_it():
 def test_a_share_id_opens_no_session_and_edits_nothing():
     page, _ = two_edits()
     own = session_of(page)
-    link = click(page, "share").code[0].value.partition("link=")[2]
+    link = click(page, "share").code[-1].value.partition("link=")[2]
     library = fake_engine.current().sessions.library
     frozen = library.shared(link)
     other = applied(filled(opened(link), "What is the capital of Australia?", "Sydney"))
@@ -349,7 +356,7 @@ def test_no_address_breaks_the_page_or_shows_another_session(data):
     global _PAGE
     if _PAGE is None or fake_engine.current() is not _PAGE[0]:
         page, edits = two_edits()
-        link = click(page, "share").code[0].value.partition("link=")[2]
+        link = click(page, "share").code[-1].value.partition("link=")[2]
         _PAGE = (fake_engine.current(), session_of(page), link, edits)
     _, own, link, edits = _PAGE
     near = st.sampled_from([own[:-1], own + "=", own.upper(), f"{own}\0", link, link[:-1], *edits, "a" * 100_000])

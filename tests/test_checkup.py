@@ -81,10 +81,10 @@ def test_a_probe_another_edit_is_about_is_no_damage(handle, session):
     reports = session[1][:2]
     capital = next(r.probe for r in session[1][0].probes if r.probe.kind == "far")
     about = replace(reports[1].request, prompt=capital.prompt, paraphrases=())
-    known = {prompt for prompt, _ in checkup._unrelated(reports, ())}
-    left = {p for p, _ in checkup._unrelated([reports[0], replace(reports[1], request=about)], ())}
+    known = {prompt for prompt, *_ in checkup._unrelated(reports, ())}
+    left = {p for p, *_ in checkup._unrelated([reports[0], replace(reports[1], request=about)], ())}
     assert capital.prompt in known and capital.prompt not in left
-    assert not any("Poland" in prompt for prompt, _ in checkup._unrelated(reports, ["Poland"]))
+    assert not any("Poland" in prompt for prompt, *_ in checkup._unrelated(reports, ["Poland"]))
 
 
 def test_neutral_text_mentions_no_edited_subject(handle):

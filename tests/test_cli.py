@@ -20,7 +20,8 @@ REPORT = {
     "advice", "warnings",
 }  # fmt: skip
 PROBE = {
-    "kind", "prompt", "held_out", "new", "old", "top_before", "top_after", "text_before", "text_after", "kl", "moved",
+    "kind", "prompt", "form", "held_out", "new", "old", "top_before", "top_after", "text_before", "text_after", "kl",
+    "moved",
 }  # fmt: skip
 SCORES = {"reliability", "generality", "locality", "es", "ps", "ns", "s", "generation"}
 
@@ -75,7 +76,7 @@ def test_a_saved_patch_is_used_by_probe_and_changes_the_answer_only_there(run, t
     assert saved["patch"]["path"] == folder and saved["patch"]["bytes"] > 0
     plain = json.loads(run("probe", "The capital of Poland is", "--json")[1])
     edited = json.loads(run("probe", "The capital of Poland is", "--patch", folder, "--json")[1])
-    assert set(plain) == {"model", "patch", "answers"}
+    assert set(plain) == {"model", "patch", "form", "answers"}
     assert edited["answers"][0]["text"] != plain["answers"][0]["text"]
     assert json.loads(run("probe", "The capital of Poland is", "--json")[1]) == plain
     code, _, message = run(*EDIT, "--save", folder)

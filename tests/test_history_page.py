@@ -279,7 +279,7 @@ def test_no_sessions_yet_says_what_to_do():
 
 def test_a_share_link_shows_frozen_results_and_cannot_edit():
     page = click(two_edits()[0], "share")
-    link = page.code[0].value.partition("link=")[2]
+    link = page.code[-1].value.partition("link=")[2]
     asked = len(fake_engine.current().asked)
     page.query_params["link"] = link
     page = elsewhere(page, "shared")
@@ -292,7 +292,7 @@ def test_a_share_link_shows_frozen_results_and_cannot_edit():
 def test_a_share_link_says_which_edits_were_switched_off():
     page, (first, _) = two_edits()
     page = click(toggle(page, first), "share")
-    page.query_params["link"] = page.code[0].value.partition("link=")[2]
+    page.query_params["link"] = page.code[-1].value.partition("link=")[2]
     options = elsewhere(page, "shared").selectbox(key="shared-edit").options
     assert options[0].endswith("Boris Johnson (switched off)") and options[1].endswith("Mark Twain")
 
@@ -307,7 +307,7 @@ def test_an_unknown_link_shows_nothing_and_no_hint(link):
 
 def test_a_withdrawn_link_shows_nothing():
     page = click(two_edits()[0], "share")
-    link = page.code[0].value.partition("link=")[2]
+    link = page.code[-1].value.partition("link=")[2]
     page = click(page, "withdraw")
     page.query_params["link"] = link
     assert elsewhere(page, "shared").subheader[0].value == "There is nothing at this address."

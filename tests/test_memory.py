@@ -472,7 +472,7 @@ def test_an_edit_behind_a_header_is_made_on_what_the_model_then_reads(name):
     dials = {"layer": LAYER, "steps": 1} | ({"contexts": 0, "covariance": False} if name == "rome" else {})
     with handle.using([patch]):
         prepare_method(name, handle, dials).edit(Work(handle, heard.append), [ONE])
-        spaced, header = handle.row(f" {ONE.prompt}"), handle.header
+        spaced, header = handle.row(ONE.prompt, spaced=True), handle.header
     tokens = len(handle.row(ONE.prompt, ONE.target).answer)
     assert heard[0].loss == pytest.approx(-believes(handle, [patch], ONE) / tokens, abs=1e-4)
     assert abs(heard[0].loss + believes(handle, [], ONE) / tokens) > 1e-3

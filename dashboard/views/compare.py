@@ -43,11 +43,11 @@ def main() -> None:
 
 def form(page: Frame) -> None:
     """Request, methods, what comes first, Compare."""
-    prompt, target, subject = request.fields(page, across=True)
+    prompt, target, subject, form = request.fields(page, across=True)
     plans = choice(resources.methods(), page)
     request.error_beside("settings")
     paraphrases, probes = request.checks(prompt, target)
-    wanted = EditRequest(prompt, target, subject, None, paraphrases, probes)
+    wanted = EditRequest(prompt, target, subject, None, paraphrases, probes, form)
     reason = refused(wanted, plans)
     if reason:
         st.caption(f":material/block: {plain(reason)}")

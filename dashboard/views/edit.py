@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +26,14 @@ from dashboard import (
     takeaway,
 )
 from dashboard.frame import Frame
-from dashboard.text import duration, message, percent, plain, shorten, size, token
+from dashboard.text import duration, message, percent, plain, reading, shorten, size, token
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import AGAIN
 from editcore.errors import EditcoreError, EngineError
 from editcore.gate import check_request
 from editcore.records import EditRequest, MethodInfo, Preflight, from_plain, to_plain
 
+_TOKENS_SHOWN = 12  # of an answer, before it is opened
 POLL, QUEUED = 0.3, 1.5  # seconds between two looks at a running job, and at one with others before it
 _ASK_AGAIN = (2.0, 5.0, 10.0)  # seconds after which an unanswered check is asked for again
 _FIRST_LOOK = 0.9  # seconds the first look stays, so that a quick edit needs no second one
@@ -60,14 +62,14 @@ def main() -> None:
 
 def form(page: Frame) -> Frame:
     """Prompt, answer, subject, method, settings, checks, what will happen, Apply; returns what the click made of it."""
-    prompt, target, subject = request.fields(page)
+    prompt, target, subject, form = request.fields(page)
     method = forms.method_choice(resources.methods())
     with st.expander(f"Settings of {plain(method.title)}"):
         settings = forms.settings_form(method)
         corner = st.container()
     request.error_beside("settings")
     paraphrases, probes = request.checks(prompt, target)
-    wanted = EditRequest(prompt, target, subject, None, paraphrases, probes)
+    wanted = EditRequest(prompt, target, subject, None, paraphrases, probes, form)
     reason = preflight(wanted, method, settings, page, corner)
     if request.sender(
         "Apply edit", "apply", icon=":material/edit:", width="stretch", disabled=bool(reason) or not page.can_ask,
@@ -160,8 +162,8 @@ def _plan(plan: Preflight) -> str:
     source = plan.subject_source if state.corrected_subject() is None and plan.subject_source != "given" else ""
     source = f" ({plain(source)})" if source else ""
     subject = f"Subject: **{plain(plan.subject)}**{source}. " if plan.subject else ""
-    tokens = " ".join(f":gray-background[{plain(token(t))}]" for t in plan.target_tokens[:12])
-    more = f" and {len(plan.target_tokens) - 12} more" if len(plan.target_tokens) > 12 else ""
+    tokens, left = _tokens(plan.target_tokens[:_TOKENS_SHOWN]), len(plan.target_tokens) - _TOKENS_SHOWN
+    more = f" and {left} more" if left > 0 else ""
     st.markdown(f"{subject}The answer is {len(plan.target_tokens)} "
                 f"{'token' if len(plan.target_tokens) == 1 else 'tokens'}: {tokens}{more}")  # fmt: skip
     where = f"Edits {plain(shorten(', '.join(plan.modules), 90))}" if plan.modules else "Edits no matrix"
@@ -171,7 +173,22 @@ def _plan(plan: Preflight) -> str:
     st.caption(f"{where}; {takes}{size(plan.memory)} more memory, a patch of {size(plan.bytes)}.")
     for line in (*plan.warnings, *((plan.prepare,) if plan.prepare else ())):
         st.caption(f":material/info: {message(line)}")
+    if plan.text:
+        _reads(plan)
     return ""
+
+
+def _reads(plan: Preflight) -> None:
+    """The exact text in front of the model, and every token of a long answer."""
+    with st.expander("What the model reads"):
+        st.code(reading(plan.text, plan.answer), language=None, wrap_lines=True)
+        st.caption("▏is where the answer begins, · a space in front of it, ⏎ a line end.")
+        if len(plan.target_tokens) > _TOKENS_SHOWN:
+            st.markdown(f"The {len(plan.target_tokens)} tokens of the answer: {_tokens(plan.target_tokens)}")
+
+
+def _tokens(tokens: Sequence[str]) -> str:
+    return " ".join(f":gray-background[{plain(token(t))}]" for t in tokens)
 
 
 def _nearest(prompts: tuple[str, ...]) -> None:

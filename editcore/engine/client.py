@@ -32,7 +32,7 @@ from editcore.engine.watchdog import Sign, Watchdog, lost
 from editcore.errors import BadRequest, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, MethodInfo, from_plain, to_plain
+from editcore.records import EditReport, EditRequest, Form, MethodInfo, from_plain, to_plain
 from editcore.store import Store
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
@@ -232,11 +232,12 @@ class LocalEngine:
                 if not known.state.finished:
                     raise
 
-    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def probe(self, session: str, prompts: Sequence[str], form: Form = "raw") -> list[dict[str, Any]]:
         """See `Engine.probe`."""
         check_session(session)
         check_prompts(prompts)
-        answer, _ = self._send("probe", PROBE_TIMEOUT, session=session, prompts=list(prompts), timeout=PROBE_TIMEOUT)
+        given = {"session": session, "prompts": list(prompts), "form": form}
+        answer, _ = self._send("probe", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
         result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self.health)
         return result
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from editcore.history import Move, Row
-from editcore.records import Checkup, EditReport, EditRequest, MethodInfo, ModelInfo, Outcome, Progress
+from editcore.records import Checkup, EditReport, EditRequest, Form, MethodInfo, ModelInfo, Outcome, Progress
 from editcore.remade import Remade
 from editcore.store.library import Library
 
@@ -250,7 +250,7 @@ class Engine(Protocol):
         """Ask the job to stop before its next step; finished jobs and the outcomes a comparison has stay."""
         ...
 
-    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def probe(self, session: str, prompts: Sequence[str], form: Form = "raw") -> list[dict[str, Any]]:
         """Ask the base and the edited model: {"prompt", "base", "edited": same as base, or None when unedited}."""
         ...
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from editcore import measure, spans, suggest
+from editcore import measure, suggest
 from editcore.edit import (
     Before,
     check_request,
@@ -43,6 +43,7 @@ from editcore.records import (
     Checkup,
     EditReport,
     EditRequest,
+    Form,
     ModelInfo,
     Progress,
     from_plain,
@@ -118,9 +119,9 @@ class Desk:
             rows.append(row)
         return rows
 
-    def _suggest(self, prompt: str, target: str, subject: str | None = None) -> Any:
+    def _suggest(self, prompt: str, target: str, subject: str | None = None, form: Form = "raw") -> Any:
         found = suggest.suggest(prompt, target, world_of(self.handle), subject)
-        old = found.old or measure.own_answers(self.handle, [prompt])[0]
+        old = found.old or measure.own_answers(self.handle, [prompt], (), [form])[0]
         return {
             "subject": found.subject,
             "subject_source": found.subject_source,
@@ -129,13 +130,13 @@ class Desk:
             "probes": [to_plain(p) for p in found.probes],
         }
 
-    def _believe(self, prompts: list[str], answers: list[list[str]]) -> Any:
+    def _believe(self, prompts: list[str], answers: list[list[str]], form: Form = "raw") -> Any:
         """The model's own answer to each prompt with its probability, and the probability of each candidate."""
         handle = self.handle
-        own = measure.own_answers(handle, prompts)
+        own = measure.own_answers(handle, prompts, (), [form] * len(prompts))
         candidates = [[o or " ", *given] for o, given in zip(own, answers, strict=True)]
         pairs = [(p, a) for p, group in zip(prompts, candidates, strict=True) for a in group if a.strip()]
-        rows = [spans.encode(handle.tokenizer, p, a) for p, a in pairs]
+        rows = [handle.plain_row(p, a, form=form) for p, a in pairs]
         with handle.using([]):
             logits = handle.logits(rows)
         values = iter(measure.mean_probabilities(rows, logits))
@@ -275,16 +276,16 @@ class Desk:
             return path
 
         train_method(
-            handle, method, work, self.home, edits=file("edits"), locality=file("locality"),
+            handle, method, work, self.home, edits=file("edits"), form=handle.usual_form, locality=file("locality"),
             dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
         )  # fmt: skip
         shutil.rmtree(work)
 
-    def probe(self, standing: Standing, prompts: list[str]) -> Any:
+    def probe(self, standing: Standing, prompts: list[str], form: Form = "raw") -> Any:
         """Each prompt answered by the base model and, if anything is in place, by the edited one."""
         patches = self._patches(standing)
-        base = self._answers(prompts, ())
-        edited = self._answers(prompts, patches) if patches else [None] * len(prompts)
+        base = self._answers(prompts, (), form)
+        edited = self._answers(prompts, patches, form) if patches else [None] * len(prompts)
         return [{"prompt": p, "base": b, "edited": e} for p, b, e in zip(prompts, base, edited, strict=True)]
 
     def _patches(self, standing: Standing) -> tuple[Patch, ...]:
@@ -303,10 +304,10 @@ class Desk:
                 held -= self._known.popitem(last=False)[1].bytes
         return patch
 
-    def _answers(self, prompts: list[str], patches: tuple[Patch, ...]) -> list[dict[str, Any]]:
+    def _answers(self, prompts: list[str], patches: tuple[Patch, ...], form: Form) -> list[dict[str, Any]]:
         return [
             {"text": r.text, "top": [list(t) for t in r.top], "answer": measure.cut_answer(r.text)}
-            for r in measure.answer(self.handle, prompts, patches)
+            for r in measure.answer(self.handle, prompts, patches, form)
         ]
 
 

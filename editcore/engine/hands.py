@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from editcore.records import Checkup, EditReport, EditRequest, ModelInfo, Progress
+from editcore.records import Checkup, EditReport, EditRequest, Form, ModelInfo, Progress
 
 Standing = Sequence[tuple[Path, float]]  # folders of the patches in place, with their strength, oldest first
 Taken = tuple[Path, float, Sequence[EditReport]]  # folder, strength and reports of an edit to be taken away
@@ -56,7 +56,7 @@ class DeskLike(Protocol):
         """The request, ready to be tried with several methods: what they share is done once."""
         ...
 
-    def probe(self, standing: Standing, prompts: list[str]) -> Any:
+    def probe(self, standing: Standing, prompts: list[str], form: Form) -> Any:
         """Read the prompts with the base model and with what is standing."""
         ...
 

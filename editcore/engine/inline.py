@@ -17,7 +17,7 @@ from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
 from editcore.errors import EngineError
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, MethodInfo, from_plain
+from editcore.records import EditReport, EditRequest, Form, MethodInfo, from_plain
 from editcore.store import Store
 
 OpenDesk = Callable[[str, Path], DeskLike]
@@ -105,9 +105,9 @@ class InlineEngine:
         """See `Engine.cancel`."""
         self._room.cancel(job)
 
-    def probe(self, session: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def probe(self, session: str, prompts: Sequence[str], form: Form = "raw") -> list[dict[str, Any]]:
         """See `Engine.probe`."""
-        answer = self._room.probe(session, prompts, PROBE_TIMEOUT)
+        answer = self._room.probe(session, prompts, form, PROBE_TIMEOUT)
         result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self._room.health)
         return result
 

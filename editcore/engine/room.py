@@ -31,7 +31,7 @@ from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
 from editcore.gate import check_prompts
 from editcore.history import Stack
 from editcore.home import check_session
-from editcore.records import EditReport, EditRequest, ModelInfo, Outcome, Progress, to_plain
+from editcore.records import EditReport, EditRequest, Form, ModelInfo, Outcome, Progress, to_plain
 from editcore.remade import Remade, stand
 from editcore.store import Made, Store
 
@@ -111,11 +111,11 @@ class Room:
         """A question for the desk; see `Engine.ask`."""
         return self._queue.ask(name, arguments, timeout)
 
-    def probe(self, session: str, prompts: Sequence[str], timeout: float) -> Future[Any]:
+    def probe(self, session: str, prompts: Sequence[str], form: Form, timeout: float) -> Future[Any]:
         """Prompts for the base and the edited model; see `Engine.probe`."""
         check_session(session)
         check_prompts(prompts)
-        return self._queue.ask("probe", {"session": session, "prompts": list(prompts)}, timeout)
+        return self._queue.ask("probe", {"session": session, "prompts": list(prompts), "form": form}, timeout)
 
     def view(self, session: str, edit: str, which: str, request: int, timeout: float) -> Future[Any]:
         """One edit's probes, read with another model; see `Engine.view`."""
@@ -159,7 +159,7 @@ class Room:
         try:
             if question.name == "probe":
                 standing = self._store.standing(question.arguments["session"])
-                result = desk.probe(standing, question.arguments["prompts"])
+                result = desk.probe(standing, question.arguments["prompts"], question.arguments["form"])
             elif question.name == "check_up":
                 self._check_up(desk, question.arguments["session"])
                 result = None

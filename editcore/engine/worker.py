@@ -101,7 +101,7 @@ class Server:
             case "view":
                 return room.view(**given)
             case "probe":
-                return room.probe(given["session"], given["prompts"], given["timeout"])
+                return room.probe(given["session"], given["prompts"], given["form"], given["timeout"])
         raise EngineError(f"The worker knows no call {call!r}.")
 
     def _send_outcome(self, number: Any, done: Future[Any]) -> None:

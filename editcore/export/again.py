@@ -20,7 +20,7 @@ from editcore.export.stack import Kept
 from editcore.export.told import typed
 from editcore.handle import Handle
 from editcore.patch import Patch
-from editcore.records import EditReport, EditRequest, Probe, Scores, Seconds
+from editcore.records import EditReport, EditRequest, Form, Probe, Scores, Seconds
 
 GENERAL = ("The capital of France is", "Once upon a time", "2 + 2 =")  # read where an edit says no prompt of its own
 CHUNK = 64  # prompts whose logits are held at once
@@ -68,10 +68,10 @@ def with_reports(handle: Handle, edits: Sequence[Kept]) -> tuple[EditReport, ...
     return tuple(told)
 
 
-def prompts(asked: Sequence[Sequence[Asked]]) -> list[str]:
-    """Every prompt that is read, once; some general ones where there is none."""
-    own = (probe.prompt for edit in asked for one in edit for probe in one.probes)
-    return list(dict.fromkeys(own)) or list(GENERAL)
+def prompts(asked: Sequence[Sequence[Asked]]) -> list[tuple[str, Form]]:
+    """Every prompt that is read, in the form it is read in, once; some general ones where there is none."""
+    own = ((probe.prompt, probe.form or "raw") for edit in asked for one in edit for probe in one.probes)
+    return list(dict.fromkeys(own)) or [(text, "raw") for text in GENERAL]
 
 
 def twin(handle: Handle) -> Any:
@@ -96,11 +96,11 @@ class Gap:
     size: float  # largest logit
 
 
-def gap(handle: Handle, patches: Sequence[Patch], other: Handle, texts: Sequence[str]) -> Gap:
+def gap(handle: Handle, patches: Sequence[Patch], other: Handle, texts: Sequence[tuple[str, Form]]) -> Gap:
     """Compares `handle` with `patches` in place to `other` as it is, at the next token behind each text."""
     difference = effect = size = 0.0
     for start in range(0, len(texts), CHUNK):
-        rows = [handle.row(text) for text in texts[start : start + CHUNK]]
+        rows = [handle.row(text, form=form) for text, form in texts[start : start + CHUNK]]
         with handle.using([]):
             plain = handle.logits(rows)
         with handle.using(patches):

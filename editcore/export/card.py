@@ -18,7 +18,8 @@ from editcore.edit import human_bytes, percent
 from editcore.export.forms import title
 from editcore.export.stack import Kept
 from editcore.handle import Handle
-from editcore.records import EditReport
+from editcore.records import EditReport, to_plain
+from editcore.words import FORM_WORDS
 
 SCORES = {
     "reliability": ("edit",),
@@ -128,14 +129,15 @@ def _licence(handle: Handle) -> str | None:
 
 
 def _edits(edits: Sequence[Kept]) -> str:
-    lines = ["| # | prompt | subject | answer before | answer now | method | strength |", "|" + "---|" * 7]
+    lines = ["| # | prompt | read as | subject | answer before | answer now | method | strength |", "|" + "---|" * 8]
     for number, (patch, reports) in enumerate(edits[:ROWS], 1):
         asked: list[dict[str, Any]] = [
-            {"prompt": r.request.prompt, "target": r.request.target, "subject": r.subject, "old": _old(r)}
-            for r in reports
+            {**to_plain(r.request), "subject": r.subject, "old": _old(r)} for r in reports
         ] or list(patch.requests)
         for one in asked[:ROWS]:
+            form = FORM_WORDS["chat" if one.get("form") == "chat" else "raw"]
             texts = [literal(str(one.get(name) or "")) for name in ("prompt", "subject", "old", "target")]
+            texts.insert(1, form)
             lines.append(f"| {number} | {' | '.join(texts)} | {literal(title(patch.method))} | {patch.strength:g} |")
     more = max(0, len(edits) - ROWS)
     return "\n".join([*lines, *([f"\nand {more} more."] if more else []), ""])

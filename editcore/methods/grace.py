@@ -88,7 +88,7 @@ class GRACE:
         handle = work.handle
         site = handle.anatomy.site(self.layers(handle)[0])
         with handle.using([]):
-            rows = [handle.row(r.prompt, r.target) for r in requests]
+            rows = [handle.row_of(r) for r in requests]
             starts = tuple(row.start - 1 for row in rows)
             upper = Upper(handle, site, tuple(row.ids for row in rows), starts, tuple(reads_of(row) for row in rows))
             entries = in_place(handle, site)

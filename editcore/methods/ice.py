@@ -69,7 +69,7 @@ class ICE:
         patch = made_by(self, handle, [Header.of(text)], requests)
         with handle.using([patch]):
             for request in requests:
-                handle.check_length(len(handle.row(request.prompt, request.target).ids))
+                handle.check_length(len(handle.row_of(request).ids))
         tokens = len(handle.tokenizer(text)["input_ids"])
         work.notes.append(f"The new fact takes {tokens} of the {handle.context} tokens this model can read at once.")
         return patch

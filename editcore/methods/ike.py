@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore import demonstrations, spans
+from editcore import demonstrations, measure
 from editcore.anatomy import Site
 from editcore.demonstrations import Demonstration
 from editcore.handle import Handle
@@ -14,7 +14,7 @@ from editcore.memory import Header
 from editcore.method import Cost, Work, made_by, setting
 from editcore.methods.ice import FORMS, FORMS_HELP
 from editcore.patch import Patch
-from editcore.records import EditRequest, Progress
+from editcore.records import EditRequest, Probe, Progress
 from editcore.spans import join
 
 # What a demonstration shows, from the nearest on and round again: copy : update : retain = 1 : 3 : 4.
@@ -88,7 +88,7 @@ class IKE:
         patch = made_by(self, handle, [Header.of(text)], requests)
         with handle.using([patch]):
             for request in requests:
-                handle.check_length(len(handle.row(request.prompt, request.target).ids))
+                handle.check_length(len(handle.row_of(request).ids))
         work.notes.append(
             f"The new fact and {len(near)} demonstrations take {_length(handle, text)} of the {handle.context} tokens"
             " this model can read at once."
@@ -118,6 +118,10 @@ def _length(handle: Handle, text: str) -> int:
 
 def _longest(handle: Handle, requests: Sequence[EditRequest]) -> int:
     """Tokens of the longest prompt with its answer that is going to be read."""
-    pairs = [(p.prompt, p.answer or "") for r in requests for p in r.probes]
-    pairs += [(p, r.target) for r in requests for p in (r.prompt, *(q.prompt for q in r.paraphrases))]
-    return max(len(spans.encode(handle.tokenizer, prompt, answer).ids) for prompt, answer in pairs)
+    rows = [handle.plain_row(p.prompt, p.answer or "", form=p.form or r.form) for r in requests for p in r.probes]
+    rows += [
+        handle.plain_row(p.prompt, r.target, form=p.form or r.form)
+        for r in requests
+        for p in (Probe("edit", r.prompt), *measure.other_form(handle, r), *r.paraphrases)
+    ]
+    return max(len(row.ids) for row in rows)

@@ -110,13 +110,13 @@ class ROME:
             work.report(Progress("edit", step, self.steps, loss, "searching for the new value"))
             work.check()
 
-        wish = algebra.Wish(rows, subject.essence(handle, name))
+        wish = algebra.Wish(rows, subject.essence(handle, name, request.form))
         value = algebra.search_value(handle, site, wish, dials.search(self), listen)
         if value.clamped and value.loss > algebra.NOT_ENOUGH:
             work.notes.append("The new value reached its length limit; a higher limit may be needed.")
         bare_key = value.keys[0]
         if self.key == "subject":
-            about = subject.keys(handle, site, subject.sentences(handle, name))
+            about = subject.keys(handle, site, subject.sentences(handle, name, request.form))
             key = torch.cat([bare_key[None], about]).mean(0)
             change = value.delta
         else:
@@ -125,7 +125,7 @@ class ROME:
         solve = moment.solve if moment else (lambda columns: columns.double().reshape(len(columns), -1))
         direction = solve(key)[:, 0]
         if self.form == "wide":
-            texts = [*rows, *(subject.sentences(handle, name) if self.key == "subject" else ())]
+            texts = [*rows, *(subject.sentences(handle, name, request.form) if self.key == "subject" else ())]
             read, write = algebra.fit_all(solve, *subject.every_key(handle, site, texts)), value.delta
         elif self.form == "r-rome":
             read, write = algebra.rank_one(direction, key, change)

@@ -206,7 +206,7 @@ class SERAC:
         """
         editor, handle = trained.ready(work, self.name, SERACEditor), work.handle
         with handle.using([]):
-            rows = [handle.row(r.prompt, r.target) for r in requests]
+            rows = [handle.row_of(r) for r in requests]
             keys = editor.keys(handle, [_prompt(row) for row in rows])
             self._note(work, editor, keys, requests)
         ids, lengths = laid_out(rows)
@@ -222,10 +222,10 @@ class SERAC:
     def _note(self, work: Work, editor: SERACEditor, keys: Tensor, requests: Sequence[EditRequest]) -> None:
         """Says which of the prompts an edit is measured with are taken to be about it."""
         for what, groups in (
-            ("paraphrases", [request.paraphrases for request in requests]),
-            ("unrelated probes", [request.probes for request in requests]),
+            ("paraphrases", [(request.form, request.paraphrases) for request in requests]),
+            ("unrelated probes", [(request.form, request.probes) for request in requests]),
         ):
-            prompts = [work.handle.row(p.prompt).ids for group in groups for p in group]
+            prompts = [work.handle.row(p.prompt, form=p.form or form).ids for form, group in groups for p in group]
             if prompts:
                 taken = log_odds(editor.keys(work.handle, prompts), keys).amax(1).sigmoid() >= self.threshold
                 work.notes.append(f"{int(taken.sum())} of {len(taken)} {what} are taken to be about the edit.")

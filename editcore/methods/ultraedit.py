@@ -74,7 +74,7 @@ class UltraEdit:
             normal = _prime(work, places)
             work.report(Progress("edit", 1, 2, None, "reading the gradient"))
             work.check()
-            batch = gradients.texts(handle, [handle.row(r.prompt, r.target) for r in requests])
+            batch = gradients.texts(handle, [handle.row_of(r) for r in requests])
             factors, _ = gradients.gradients(handle, places, batch)
         parts = []
         for site, (h, g), (mean, std) in zip(places, _at_answers(factors, batch), normal, strict=True):
