@@ -57,7 +57,7 @@ def check_request(handle: Handle, request: EditRequest, method: Method) -> EditR
     """
     request = _trimmed(request)
     gate.check_request(request)
-    row = spans.encode(handle.tokenizer, request.prompt, request.target)
+    row = handle.plain_row(request.prompt, request.target)
     handle.check_length(len(row.ids))
     unknown = handle.tokenizer.unk_token_id
     if unknown is not None and unknown in row.ids:
@@ -66,7 +66,7 @@ def check_request(handle: Handle, request: EditRequest, method: Method) -> EditR
     answers = [(request.prompt, request.old or ""), *((p.prompt, p.answer or "") for p in request.probes)]
     answers += [(p.prompt, answer) for p in request.paraphrases for answer in (request.target, request.old or "")]
     for prompt, answer in answers:
-        handle.check_length(len(spans.encode(handle.tokenizer, prompt, answer).ids))
+        handle.check_length(len(handle.plain_row(prompt, answer).ids))
     if request.subject:
         spans.find_subject(request.prompt, request.subject)
         return request
@@ -360,7 +360,7 @@ def preflight(
     except BadInput as error:
         known_instead = suggest.nearest(request.prompt, world) if world and request.prompt.strip() else ()
         return replace(blank, problems=(str(error),), nearest=known_instead)
-    row = spans.encode(handle.tokenizer, checked.prompt, checked.target)
+    row = handle.plain_row(checked.prompt, checked.target)
     (own,) = measure.own_answers(handle, [checked.prompt])
     old = checked.old or own
     probe = Probe("edit", checked.prompt, old)

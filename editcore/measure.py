@@ -152,7 +152,7 @@ def fitting(handle: Handle, prompt: str, answer: str) -> str:
     """
     if not answer:
         return ""
-    return answer if len(spans.encode(handle.tokenizer, prompt, answer).ids) <= handle.context else ""
+    return answer if len(handle.plain_row(prompt, answer).ids) <= handle.context else ""
 
 
 def compare(probes: Sequence[Probe], before: Sequence[Any], after: Sequence[Any]) -> tuple[ProbeResult, ...]:

@@ -1,11 +1,13 @@
 """Where prompt, subject and answer sit among the tokens. Knows tokenizers; knows no model.
 
 Everything is read off the character offsets of the *final joined text*, tokenized once: pieces tokenized apart and
-glued together differ at merges, at multi-byte characters and behind automatic first tokens.
+glued together differ at merges, at multi-byte characters and behind automatic first tokens. Only where an encoder reads
+the prompt and a decoder says the answer are the two texts of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +58,7 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
         ModelError: the tokenizer gives no offsets.
     """
     refuse_special(tokenizer, prompt, answer)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
-            "They are needed to find the subject and the answer among the tokens.",
-            "Use a model folder with a tokenizer.json file.",
-        )
+    _check_offsets(tokenizer)
     lead = prompt.rstrip(" ")
     text = join(prompt, answer) if answer else lead
     coded = tokenizer(text, return_offsets_mapping=True)
@@ -74,21 +71,63 @@ def encode(tokenizer: Any, prompt: str, answer: str = "", subject: str | None = 
         # tokenizers trim to nothing): the model must produce both.
         start = next((i for i in range(len(ids)) if offsets[i][1] > len(lead)), len(ids))
         if start == len(ids) or not answer.strip():
-            raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+            raise _unseen(answer)
     if start == 0 or not lead.strip():
-        raise BadRequest(
-            "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
+        raise _promptless()
+    return Row(tuple(ids), start, _subject_at(lead, subject, offsets[:start]))
+
+
+def encode_apart(
+    tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None, closing: tuple[int, ...] = ()
+) -> Row:
+    """Tokenizes prompt and answer as an encoder and a decoder read them: each a text of its own.
+
+    The prompt keeps its automatic tokens at both ends; the answer has none but `closing` behind it, as one more token.
+
+    Raises:
+        SubjectNotFound, BadRequest, ModelError: as in `encode`.
+    """
+    refuse_special(tokenizer, prompt, answer)
+    _check_offsets(tokenizer)
+    lead, said = prompt.rstrip(" "), answer.strip()
+    coded = tokenizer(lead, return_offsets_mapping=True)
+    ids, offsets = tuple(coded["input_ids"]), coded["offset_mapping"]
+    if not lead.strip() or not any(end > begin for begin, end in offsets):
+        raise _promptless()
+    own = tuple(tokenizer(said, add_special_tokens=False)["input_ids"]) if answer else ()
+    if answer and not (said and own):
+        raise _unseen(answer)
+    return Row((*ids, *own, *(closing if own else ())), len(ids), _subject_at(lead, subject, offsets))
+
+
+def _check_offsets(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
+            "They are needed to find the subject and the answer among the tokens.",
+            "Use a model folder with a tokenizer.json file.",
         )
-    last = None
-    if subject is not None:
-        begin, end = find_subject(lead, subject)
-        inside = [
-            i for i in range(start) if offsets[i][0] < end and offsets[i][1] > begin and offsets[i][1] > offsets[i][0]
-        ]
-        if not inside:
-            raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
-        last = inside[-1]
-    return Row(tuple(ids), start, last)
+
+
+def _unseen(answer: str) -> BadRequest:
+    return BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+
+
+def _promptless() -> BadRequest:
+    return BadRequest(
+        "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
+    )
+
+
+def _subject_at(prompt: str, subject: str | None, offsets: Sequence[tuple[int, int]]) -> int | None:
+    """Index of the subject's last token among those of the prompt, by their offsets; None: nobody asked."""
+    if subject is None:
+        return None
+    begin, end = find_subject(prompt, subject)
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin and last > first]
+    if not inside:
+        raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
+    return inside[-1]
 
 
 def refuse_special(tokenizer: Any, *texts: str) -> None:

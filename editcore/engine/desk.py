@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from editcore import measure, spans, suggest
+from editcore import measure, suggest
 from editcore.edit import (
     Before,
     check_request,
@@ -119,7 +119,7 @@ class Desk:
         own = measure.own_answers(handle, prompts)
         candidates = [[o or " ", *given] for o, given in zip(own, answers, strict=True)]
         pairs = [(p, a) for p, group in zip(prompts, candidates, strict=True) for a in group if a.strip()]
-        rows = [spans.encode(handle.tokenizer, p, a) for p, a in pairs]
+        rows = [handle.plain_row(p, a) for p, a in pairs]
         with handle.using([]):
             logits = handle.logits(rows)
         values = iter(measure.mean_probabilities(rows, logits))

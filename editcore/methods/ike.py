@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore import demonstrations, spans
+from editcore import demonstrations
 from editcore.anatomy import Site
 from editcore.demonstrations import Demonstration
 from editcore.handle import Handle
@@ -48,6 +48,7 @@ class IKE:
     )
     paper: ClassVar[str] = "Zheng et al. 2023, arXiv 2305.12740"
     needs: ClassVar[tuple[str, ...]] = ("demonstrations",)
+    one_stack: ClassVar[str] = ""
 
     count: int = setting(
         32, "Most demonstrations in front of the new fact; fewer where the context is short", low=0, high=256
@@ -120,4 +121,4 @@ def _longest(handle: Handle, requests: Sequence[EditRequest]) -> int:
     """Tokens of the longest prompt with its answer that is going to be read."""
     pairs = [(p.prompt, p.answer or "") for r in requests for p in r.probes]
     pairs += [(p, r.target) for r in requests for p in (r.prompt, *(q.prompt for q in r.paraphrases))]
-    return max(len(spans.encode(handle.tokenizer, prompt, answer).ids) for prompt, answer in pairs)
+    return max(len(handle.plain_row(prompt, answer).ids) for prompt, answer in pairs)
