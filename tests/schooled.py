@@ -50,7 +50,7 @@ def _trained(handle, name: str) -> Trained:
     torch_state = torch.random.get_rng_state()
     layers = places(handle, name)
     editor = find_method(name).editor([handle.anatomy.site(layer) for layer in layers])
-    dials = learned.Dials(steps=10 if handle.encoder_decoder else 30, edits=4, rate=1e-2, check_every=10)
+    dials = learned.Dials(steps=30, edits=4, rate=1e-2, check_every=10)
     with tempfile.TemporaryDirectory() as work:
         figures = learned.train(
             handle, editor, lambda rng: example(handle, rng.randrange(len(PROMPTS))),
