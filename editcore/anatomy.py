@@ -1,13 +1,15 @@
 """Where a model keeps its blocks and which matrix of each block is edited: found by structure, never by name.
 
-The blocks are the one module list as long as the number of layers. The edited matrix of a block (its *site*) is the
-last linear map the block executes whose output is as wide as the embedding. A block that holds a parameter of three
-or more dimensions is refused: mixtures of experts and state-space layers keep their weights so, and would be edited
-silently in the wrong place. What cannot be proved is refused.
+The blocks are the one module list as long as the number of layers; of an encoder-decoder, the one outermost list of
+the encoder and then that of the decoder, numbered on. The edited matrix of a block (its *site*) is the last linear map
+the block executes whose output is as wide as the embedding. A block that holds a parameter of three or more dimensions
+is refused: mixtures of experts and state-space layers keep their weights so, and would be edited silently in the wrong
+place. What cannot be proved is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ class Site:
     d_in: int
     d_out: int
     transposed: bool  # the weight is stored [d_in, d_out] (Conv1D) instead of [d_out, d_in]
+    encoder: bool = False  # its block reads the prompts alone, in front of a decoder
 
     def weight(self) -> Tensor:
         """W as [d_out, d_in], a view of the model's own parameter."""
@@ -47,12 +50,18 @@ class Site:
 class Anatomy:
     """A model's blocks and sites, in order."""
 
-    path: str  # of the block list
-    holder: nn.Module  # the module that owns the block list
+    path: str  # of the block list that says the answers
+    holder: nn.Module  # the module that owns this list
     attribute: str  # its name there
     blocks: tuple[nn.Module, ...]
     sites: tuple[Site, ...]
     additive: tuple[bool, ...]  # the site's output enters the block's output unchanged (no norm behind it)
+    split: int = 0  # number of the first block that says answers; those before it, if any, are an encoder's
+
+    @property
+    def said_by(self) -> range:
+        """The blocks that say answers: a decoder's, or all of them."""
+        return range(self.split, len(self.blocks))
 
     def site(self, layer: int) -> Site:
         """The site of block `layer`.
@@ -61,9 +70,11 @@ class Anatomy:
             BadSetting: there is no such layer.
         """
         if not 0 <= layer < len(self.sites):
+            last = len(self.sites) - 1
+            parts = f": the encoder's to {self.split - 1}, the decoder's from {self.split}" if self.split else ""
             raise BadSetting(
                 f"Layer {layer} does not exist.",
-                f"This model has layers 0 to {len(self.sites) - 1}.",
+                f"This model has layers 0 to {last}{parts}.",
                 "Choose one of them.",
             )
         return self.sites[layer]
@@ -76,25 +87,50 @@ def study(model: Any) -> Anatomy:
         ModelError: the structure cannot be proved; the message says which rule failed.
     """
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    path, blocks = _block_list(model, config)
-    _refuse_odd(blocks, path)
+    lists = _both_lists(model) if two_stacks(model) else [_block_list(model, config)]
+    for path, blocks in lists:
+        _refuse_odd(blocks, path)
     width = model.get_input_embeddings().weight.shape[-1]
     width = getattr(config, "hidden_size", width) or width
-    sites = _sites(model, path, blocks, int(width))
-    holder = model.get_submodule(path.rpartition(".")[0])
-    additive = tuple(_adds(model, block, site) for block, site in zip(blocks, sites, strict=True))
-    return Anatomy(path, holder, path.rpartition(".")[2], blocks, sites, additive)
+    split = sum(len(blocks) for _, blocks in lists[:-1])
+    named = [(f"{path}.{i}", block) for path, blocks in lists for i, block in enumerate(blocks)]
+    sites = _sites(model, named, int(width), split)
+    path = lists[-1][0]
+    holder, attribute = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    additive = tuple(_adds(model, block, site) for (_, block), site in zip(named, sites, strict=True))
+    return Anatomy(path, holder, attribute, tuple(block for _, block in named), sites, additive, split)
+
+
+def two_stacks(model: Any) -> bool:
+    """True for an encoder-decoder: one stack of blocks reads the prompt, another says the answer."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _both_lists(model: Any) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """Path and blocks of the encoder's list, and of the decoder's."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        inside = {id(module) for module in stack.modules()} if stack is not model else set()
+        lists = _outermost(
+            (path, m) for path, m in model.named_modules() if id(m) in inside and isinstance(m, nn.ModuleList)
+        )
+        if len(lists) != 1 or any(lists[0][1] is other for _, other in found):
+            raise ModelError(
+                f"The {name} of {type(model).__name__} has {len(lists)} lists of blocks of its own{_names(lists)}.",
+                "Exactly one was wanted: a plain stack of blocks.",
+                "This model family cannot be edited here.",
+            )
+        found += lists
+    return [(path, tuple(blocks)) for path, blocks in found]
 
 
 def _block_list(model: Any, config: Any) -> tuple[str, tuple[nn.Module, ...]]:
     count = getattr(config, "num_hidden_layers", None)
-    found = [
+    found = _outermost(
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and any(p.numel() for p in module.parameters())
-    ]
-    # A list nested inside another candidate belongs to one block, not to the model.
-    found = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    )
     if len(found) != 1:
         raise ModelError(
             f"{type(model).__name__} has {len(found)} lists of {count} blocks{_names(found)}.",
@@ -103,6 +139,12 @@ def _block_list(model: Any, config: Any) -> tuple[str, tuple[nn.Module, ...]]:
         )
     name, blocks = found[0]
     return name, tuple(blocks)
+
+
+def _outermost(lists: Iterable[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+    """Those that hold parameters and are not nested inside another: such a list belongs to one block."""
+    found = [(n, m) for n, m in lists if any(p.numel() for p in m.parameters())]
+    return [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
 
 
 def _names(found: list[tuple[str, nn.ModuleList]]) -> str:
@@ -137,10 +179,10 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))
 
 
-def _sites(model: Any, path: str, blocks: tuple[nn.Module, ...], width: int) -> tuple[Site, ...]:
+def _sites(model: Any, named: list[tuple[str, nn.Module]], width: int, split: int) -> tuple[Site, ...]:
     order: list[tuple[int, str, nn.Module]] = []
     hooks = []
-    for i, block in enumerate(blocks):
+    for i, (_, block) in enumerate(named):
         for name, module in block.named_modules():
             if isinstance(module, LINEAR):
 
@@ -154,26 +196,26 @@ def _sites(model: Any, path: str, blocks: tuple[nn.Module, ...], width: int) -> 
         for hook in hooks:
             hook.remove()
     sites = []
-    for i in range(len(blocks)):
+    for i, (path, _) in enumerate(named):
         fitting = [(name, m) for at, name, m in order if at == i and _shape(m)[1] == width]
         if not fitting:
             raise ModelError(
-                f"Block {path}.{i} executes no linear map of output width {width}.",
+                f"Block {path} executes no linear map of output width {width}.",
                 "The edited matrix writes into the residual stream, so one is needed.",
                 "This model family cannot be edited here.",
             )
         name, module = fitting[-1]
         d_in, d_out = _shape(module)
-        sites.append(Site(i, f"{path}.{i}.{name}", module, d_in, d_out, isinstance(module, Conv1D)))
+        sites.append(Site(i, f"{path}.{name}", module, d_in, d_out, isinstance(module, Conv1D), i < split))
     return tuple(sites)
 
 
 @torch.no_grad()
 def _run(model: Any) -> None:
-    device = model.get_input_embeddings().weight.device
-    model(
-        input_ids=torch.arange(4, device=device)[None] % model.get_input_embeddings().weight.shape[0], use_cache=False
-    )
+    table = model.get_input_embeddings().weight
+    ids = torch.arange(4, device=table.device)[None] % table.shape[0]
+    more = {"decoder_input_ids": ids} if two_stacks(model) else {}
+    model(input_ids=ids, use_cache=False, **more)
 
 
 def _adds(model: Any, block: nn.Module, site: Site) -> bool:

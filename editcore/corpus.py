@@ -7,7 +7,8 @@ writes itself.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,12 +16,15 @@ import torch
 from editcore.errors import BadRequest, Cancelled, Diverged
 from editcore.handle import Handle
 from editcore.records import Progress
+from editcore.spans import Row
+from editcore.suggest import general_probes
 from editcore.world.facts import load_world
 from editcore.world.text import documents
 
 WORLD_TOKENS = 60_000
 WORLD_TEXT = "the world's own text"
 OWN_TEXT = "text the model wrote itself"
+OWN_ANSWERS = "what the model itself answers to general prompts"
 LENGTH = 128  # tokens of a row
 LEAST_LINES = 20  # of a stored text
 SEED = 1
@@ -62,6 +66,30 @@ def kept(
         handle.memory[key] = rows(handle, tokens, home, report, stop)
     found: tuple[list[list[int]], str] = handle.memory[key]
     return found
+
+
+def replayed(
+    handle: Handle,
+    count: int,
+    length: int,
+    home: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[list[Row], str]:
+    """Texts to choose `count` from that are replayed beside an edit, and in words whose they are; the same each time.
+
+    Running text of up to `length` tokens. An encoder-decoder knows no running text of its own: unless one is stored for
+    it, it answers general prompts. See `rows` for what it raises.
+    """
+    stored = path_in(home, handle) if home is not None else None
+    if handle.encoder_decoder and not (stored is not None and stored.exists()):
+        key = ("own answers", count, length)
+        if key not in handle.memory:
+            handle.memory[key] = own_answers(handle, count, length, report, stop)
+        answered: list[Row] = handle.memory[key]
+        return answered, OWN_ANSWERS
+    texts, source = kept(handle, count * length, home, report, stop)
+    return [handle.text_row(text[:length]) for text in texts], source
 
 
 def path_in(home: Path, handle: Handle) -> Path:
@@ -128,6 +156,52 @@ def world_rows(handle: Handle, tokens: int) -> list[list[int]]:
     return found
 
 
+def own_answers(
+    handle: Handle,
+    count: int,
+    length: int,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Row]:
+    """What an encoder-decoder answers to `count` of the shipped general prompts, sampled with a fixed seed, as rows.
+
+    Args:
+        length: most tokens of an answer; its closing mark is left out, so that where it ends is said too.
+    """
+    shipped = general_probes()
+    chosen = random.Random(SEED).sample(shipped, min(count, len(shipped)))
+    prompts = [handle.plain_row(prompt).ids for prompt, _ in chosen]
+    found: list[Row] = []
+    with torch.random.fork_rng(devices=[handle.device] if handle.device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        for begin in range(0, len(prompts), ROWS_AT_ONCE):
+            if stop():
+                raise Cancelled("Stopped while the model wrote a text.", "Nothing was changed.")
+            part = prompts[begin : begin + ROWS_AT_ONCE]
+            with _finite():
+                said = handle.say(part, length, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+            found += [Row((*p, *_up_to(ids, handle)), len(p)) for p, ids in zip(part, said.tolist(), strict=True)]
+            report(Progress("statistics", len(found), len(prompts), text="the model writes what is replayed"))
+    return found
+
+
+def _up_to(ids: list[int], handle: Handle) -> list[int]:
+    """An answer without its closing mark and what stands behind it."""
+    ends = {handle.pad, *handle.closing}
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+@contextmanager
+def _finite() -> Iterator[None]:
+    """Raises Diverged where a model that is being sampled from gives no probabilities."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability" not in str(error):
+            raise
+        raise Diverged("Writing a text diverged: the model's probabilities are not finite.") from error
+
+
 @torch.no_grad()
 def own_words(
     handle: Handle,
@@ -147,15 +221,11 @@ def own_words(
             if stop():
                 raise Cancelled("Stopped while the model wrote a text.", "Nothing was changed.")
             ids = torch.full((min(ROWS_AT_ONCE, count - len(found)), 1), start, device=handle.device)
-            try:
+            with _finite():
                 out = handle.model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
                     max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=handle.pad,
                 )  # fmt: skip
-            except RuntimeError as error:
-                if "probability" not in str(error):
-                    raise
-                raise Diverged("Writing a text diverged: the model's probabilities are not finite.") from error
             found += out.tolist()
             report(Progress("statistics", len(found), count, text="the model writes the text it is measured on"))
     return found

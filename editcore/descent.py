@@ -13,9 +13,11 @@ from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.method import Cost, Work
+from editcore.passes import passes
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
-from editcore.resume import Upper, reads_of
+from editcore.resume import reads_of
+from editcore.spans import Row
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Dials:
 class Replay:
     """What should stay as it was while descending."""
 
-    rows: Sequence[Sequence[int]]  # token ids of running text
+    rows: Sequence[Row]  # read from the end of each prompt on
     weight: float  # of its KL term
 
 
@@ -62,11 +64,10 @@ def descend(
     """
     handle, beside = work.handle, replay.rows if replay else ()
     rows = [handle.row_of(r) for r in requests]
-    ids = (*(r.ids for r in rows), *map(tuple, beside))
-    reads = (*(reads_of(r) for r in rows), *(tuple(range(len(row))) for row in beside))
+    reads = (*(reads_of(r) for r in rows), *(tuple(range(r.start - 1, len(r.ids))) for r in beside))
     answers = sum(len(r.answer) for r in rows)
     with handle.using([]):
-        upper = Upper(handle, site, ids, (0,) * len(ids), reads)
+        upper = passes(handle, site, (*rows, *beside), reads)
         optimiser = torch.optim.Adam(list(values), lr=dials.rate, weight_decay=dials.weight_decay)
         before: Tensor | None = None
         for step in range(dials.steps):
@@ -123,8 +124,9 @@ def tune_matrix(
 
 
 def default_layer(handle: Handle) -> int:
-    """The block fine-tuning edits unless told otherwise: two thirds of the way up."""
-    return 2 * len(handle.anatomy.blocks) // 3
+    """The block fine-tuning edits unless told otherwise: two thirds of the way up those that say the answer."""
+    said_by = handle.anatomy.said_by
+    return said_by.start + 2 * len(said_by) // 3
 
 
 def cost(site: Site, rows: int = 1) -> Cost:

@@ -5,7 +5,9 @@ EditcoreError
 │   ├── BadRequest      an empty prompt, an answer that is too long, a probe that leaks the edit
 │   ├── SubjectNotFound the subject is missing or not part of the prompt
 │   ├── BadSetting      an unknown or out-of-range method setting
-│   └── UnknownMethod   no such method
+│   ├── UnknownMethod   no such method
+│   ├── Untrained       a method that learns first has not been trained for this model
+│   └── Unsuited        the method cannot edit a model of this kind
 ├── ModelError          the model cannot be loaded or cannot be edited safely
 │   └── WrongModel      a patch made for another model
 ├── PatchError          a patch file is damaged
@@ -56,6 +58,10 @@ class Untrained(BadInput):
     """A method that learns first has not been trained for this model."""
 
 
+class Unsuited(BadInput):
+    """The method cannot edit a model of this kind."""
+
+
 class ModelError(EditcoreError):
     """The model cannot be loaded, or not edited safely."""
 
@@ -87,7 +93,7 @@ class EngineBusy(EngineError):
 BY_NAME: dict[str, type[EditcoreError]] = {
     kind.__name__: kind
     for kind in (
-        EditcoreError, BadInput, BadRequest, SubjectNotFound, BadSetting, UnknownMethod, Untrained, ModelError,
-        WrongModel, PatchError, Diverged, Cancelled, EngineError, EngineBusy,
+        EditcoreError, BadInput, BadRequest, SubjectNotFound, BadSetting, UnknownMethod, Untrained, Unsuited,
+        ModelError, WrongModel, PatchError, Diverged, Cancelled, EngineError, EngineBusy,
     )
 }  # fmt: skip

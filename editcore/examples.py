@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from editcore import corpus, gate, measure, spans
+from editcore import corpus, gate, measure
 from editcore.cases import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
@@ -30,7 +30,7 @@ def of_world(handle: Handle, world: World, share: str) -> Sample:
     facts = [f for f in world.facts if world.share(f.subject) == share and world.siblings(f)]
 
     def row(fact: Fact, answer: str, rng: random.Random) -> Row:
-        return spans.encode(handle.tokenizer, world.prompt(fact, rng.choice(world.templates(fact))), answer)
+        return handle.plain_row(world.prompt(fact, rng.choice(world.templates(fact))), answer)
 
     def sample(rng: random.Random) -> Example:
         fact = rng.choice(facts)
@@ -97,5 +97,9 @@ def _of_case(handle: Handle, case: EditRequest) -> Example:
 
 
 def _lines(handle: Handle, text: str) -> list[Row]:
-    rows = [handle.tokenizer.encode(line.strip())[:LINE_TOKENS] for line in text.splitlines() if line.strip()]
-    return [Row(tuple(ids), 1) for ids in rows if len(ids) > 1]
+    """Lines of running text as rows; where an encoder reads their beginnings it adds its automatic tokens itself."""
+    apart = handle.encoder_decoder
+    found = [
+        handle.tokenizer.encode(s, add_special_tokens=not apart) for line in text.splitlines() if (s := line.strip())
+    ]
+    return [handle.text_row(ids[:LINE_TOKENS]) for ids in found if len(ids) > 1]

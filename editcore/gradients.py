@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from editcore.anatomy import Site
 from editcore.handle import Handle
+from editcore.layout import Layout, logits_at
 from editcore.spans import Row
 
 
@@ -40,13 +41,28 @@ class Factors:
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of tokens as one right-padded batch, with the positions that predict their answers."""
+    """Rows of tokens as one right-padded batch, with the places that predict their answers."""
 
-    ids: Tensor  # [rows, longest]
-    mask: Tensor
+    layout: Layout
     line: Tensor  # [answer tokens]: which row
-    place: Tensor  # [answer tokens]: the position whose logits predict the token
+    place: Tensor  # [answer tokens]: the place in what says the answers whose logits predict the token
     wanted: Tensor  # [answer tokens]: its id
+
+    @property
+    def ids(self) -> Tensor:
+        """[rows, longest]: prompts and answers, or the prompts alone where an encoder reads them."""
+        return self.layout.ids
+
+    @property
+    def mask(self) -> Tensor:
+        """1 where a token of `ids` is real."""
+        return self.layout.mask
+
+    def prompt(self, row: int) -> Tensor:
+        """The prompt of one row [tokens]."""
+        first = int(self.place[self.line == row][0])
+        length = first + 1 if self.layout.said is None else int(self.mask[row].sum())
+        return self.ids[row, :length]
 
     @property
     def rows(self) -> int:
@@ -60,32 +76,24 @@ class Texts:
 
 def texts(handle: Handle, rows: Sequence[Row]) -> Texts:
     """A batch of prompts with answers."""
-    ids, mask = handle.batch([row.ids for row in rows])
+    layout = handle.layout(rows)
     at = [(i, p) for i, row in enumerate(rows) for p in range(row.start - 1, len(row.ids) - 1)]
-    line, place = (torch.tensor([pair[j] for pair in at], device=ids.device) for j in (0, 1))
-    return Texts(ids, mask, line, place, ids[line, place + 1])
+    line, position = (torch.tensor([pair[j] for pair in at], device=layout.ids.device) for j in (0, 1))
+    place = position + layout.shift[line]
+    return Texts(layout, line, place, layout.next(line, place))
 
 
 def log_probabilities(handle: Handle, batch: Texts, fast: bool = False) -> Tensor:
-    """Of every next token, at the positions that predict the answers: [answer tokens, vocabulary], fp32.
+    """Of every next token, at the places that predict the answers: [answer tokens, vocabulary], fp32.
 
-    The head runs at those positions only.
+    The head runs at those places only.
 
     Args:
         fast: products in bfloat16.
     """
-    head = handle.model.get_output_embeddings()
-
-    def pick(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][batch.line, batch.place][None], *args[1:])
-
-    hook = head.register_forward_pre_hook(pick)
-    try:
-        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=fast):
-            logits = handle.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    finally:
-        hook.remove()
-    return torch.log_softmax(logits[0].float(), -1)
+    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=fast):
+        logits = logits_at(handle.model, batch.layout, batch.line, batch.place)
+    return torch.log_softmax(logits.float(), -1)
 
 
 def losses(log_p: Tensor, batch: Texts) -> Tensor:
@@ -127,13 +135,11 @@ def gradients(
     Args:
         graph: keep what a second derivative needs; without it the factors are plain values.
     """
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def keep(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def keep(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         out = out if out.requires_grad else out.detach().requires_grad_(True)
-        inputs.append(args[0])
-        outputs.append(out)
+        seen[module] = args[0], out
         return out
 
     hooks = [site.module.register_forward_hook(keep) for site in sites]
@@ -141,14 +147,14 @@ def gradients(
         # Of the attention kernels only the plain one can be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             log_p = log_probabilities(handle, batch, fast)
+            outputs = [seen[site.module][1] for site in sites]
             found = torch.autograd.grad(losses(log_p, batch).sum(), outputs, create_graph=graph)
     finally:
         for hook in hooks:
             hook.remove()
-    shape = (*batch.ids.shape, -1)
-    real = batch.mask[..., None]
-    read = [x.reshape(shape).float() for x in inputs]
-    write = [g.reshape(shape).float() * real for g in found]
+    real = [batch.layout.real(site.encoder) for site in sites]
+    read = [seen[site.module][0].reshape(*r.shape, -1).float() for site, r in zip(sites, real, strict=True)]
+    write = [g.reshape(*r.shape, -1).float() * r[..., None] for g, r in zip(found, real, strict=True)]
     if not graph:
         read, write, log_p = [x.detach() for x in read], [g.detach() for g in write], log_p.detach()
     return Factors(tuple(read), tuple(write)), log_p

@@ -18,21 +18,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from editcore.anatomy import Anatomy, study
+from editcore.anatomy import Anatomy, study, two_stacks
 from editcore.assets import WORLD_NAME, world_dir
 from editcore.chat import RAW, Envelope, chat, enclosed
 from editcore.errors import BadRequest, ModelError
 from editcore.gate import check_form
+from editcore.layout import Layout, automatic, closing, logits_at, opening, sampled
 from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached, bared
 from editcore.prompts import reading, unread
 from editcore.records import EditRequest, Form, ModelInfo
 from editcore.scope import EditMemory
-from editcore.spans import Row, encode, require_offsets
+from editcore.spans import Row, encode, encode_apart, require_offsets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,6 +53,8 @@ class Handle:
     anatomy: Anatomy
     folder: Path | None = None  # where it was loaded from, when that is a local folder
     home: Path | None = None  # the data folder, for what is made for this model
+    opening: tuple[int, ...] = ()  # of everything a decoder says to an encoder's prompt; empty: there is one stack
+    closing: tuple[int, ...] = ()  # ends everything it says
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)  # results that hold for this model only
     standing: tuple[Patch, ...] = ()  # what is in place now, the last on top: set by `using`
@@ -64,10 +67,21 @@ class Handle:
         return self.folder is not None and self.folder.resolve() == world_dir().resolve()
 
     @property
+    def encoder_decoder(self) -> bool:
+        """True where an encoder reads the prompt and a decoder says the answer."""
+        return bool(self.opening)
+
+    @property
+    def auto(self) -> str:
+        """The name of what loads such a model in transformers."""
+        return "AutoModelForSeq2SeqLM" if self.encoder_decoder else "AutoModelForCausalLM"
+
+    @property
     def context(self) -> int:
         """Most tokens the model can read."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", 0) or 2048)
+        limits = (f"max_{part}position_embeddings" for part in ("", "encoder_", "decoder_"))
+        return int(min((n for name in limits if (n := getattr(config, name, 0))), default=2048))
 
     @property
     def seed(self) -> int:
@@ -183,6 +197,8 @@ class Handle:
         check_form(form)
         if form == "raw":
             return RAW
+        if self.encoder_decoder:
+            raise BadRequest("An encoder-decoder was asked to chat.", "Its prompts are read as they are.", "Use raw.")
         if "envelope" not in self.memory:
             try:
                 self.memory["envelope"] = chat(self.tokenizer)
@@ -192,10 +208,6 @@ class Handle:
         if isinstance(found, BadRequest):
             raise BadRequest(found.seen, found.wanted, found.try_)
         return found
-
-    def plain_row(self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw") -> Row:
-        """`row`, whatever stands in front of prompts now."""
-        return encode(self.tokenizer, prompt, answer, subject, self.envelope(form))
 
     def row(
         self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
@@ -212,7 +224,7 @@ class Handle:
             BadRequest: the header does not leave room for the row, or the model has no such form.
         """
         header = self.header
-        row = encode(self.tokenizer, header + prompt, answer, subject, self.envelope(form), spaced)
+        row = self.plain_row(header + prompt, answer, subject, form, spaced)
         if header and len(row.ids) > self.context:
             raise BadRequest(
                 f"Prompt and answer with the text in front of them are {len(row.ids)} tokens long.",
@@ -221,6 +233,15 @@ class Handle:
                 "Shorten the prompt or the answer, or take an edit away.",
             )
         return row
+
+    def plain_row(
+        self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
+    ) -> Row:
+        """`row`, whatever stands in front of prompts now; see `spans.encode_apart` for an encoder-decoder's."""
+        envelope = self.envelope(form)
+        if self.encoder_decoder:
+            return encode_apart(self.tokenizer, prompt, answer, subject, self.closing)
+        return encode(self.tokenizer, prompt, answer, subject, envelope, spaced)
 
     def row_of(self, request: EditRequest) -> Row:
         """The edit's prompt with its corrected answer, as `row`."""
@@ -235,6 +256,22 @@ class Handle:
         row = self.row(prompt, form=form)
         first = self.tokenizer.convert_ids_to_tokens(list(row.ids[: row.lead])) if form == "raw" else []
         return "".join(first) + enclosed(self.tokenizer, self.envelope(form), self.header + prompt)
+
+    def text_row(self, ids: Sequence[int]) -> Row:
+        """Running text: all but its first token said, or its second half where an encoder reads the first."""
+        if not self.encoder_decoder:
+            return Row(tuple(ids), 1)
+        first, last = automatic(self.tokenizer)
+        prompt = (*first, *ids[: len(ids) // 2], *last)
+        return Row((*prompt, *ids[len(ids) // 2 :]), len(prompt))
+
+    def layout(self, rows: Sequence[Row]) -> Layout:
+        """Rows as one pass of this model; see `batch` for what it raises."""
+        ids, mask = self.batch([row.ids[: row.start] if self.encoder_decoder else row.ids for row in rows])
+        if not self.encoder_decoder:
+            return Layout(ids, mask, torch.zeros(len(rows), dtype=torch.long, device=self.device))
+        shift = torch.tensor([len(self.opening) - row.start for row in rows], device=self.device)
+        return Layout(ids, mask, shift, *self.batch([(*self.opening, *row.answer) for row in rows]))
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""
@@ -264,22 +301,36 @@ class Handle:
         Rows are batched by length, at most `whole_batch` tokens at a time.
         """
         results: list[Tensor | None] = [None] * len(rows)
+        read = self._said if self.encoder_decoder else self._read
         for group in _by_length([len(r.ids) for r in rows], whole_batch):
-            ids, mask = self.batch([rows[i].ids for i in group])
-            wanted = sorted({p for i in group for p in _positions(rows[i])})
-            keep = torch.tensor(wanted, device=ids.device)
-            starts = torch.tensor([rows[i].start for i in group], device=ids.device)
-            with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
-                out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
-            out = out.float()
-            where = {p: j for j, p in enumerate(wanted)}
-            for b, i in enumerate(group):
-                results[i] = out[b, [where[p] for p in _positions(rows[i])]]
+            for i, found in zip(group, read([rows[i] for i in group]), strict=True):
+                results[i] = found
         return [r for r in results if r is not None]
+
+    def _read(self, rows: Sequence[Row]) -> list[Tensor]:
+        ids, mask = self.batch([row.ids for row in rows])
+        wanted = sorted({p for row in rows for p in _positions(row)})
+        keep = torch.tensor(wanted, device=ids.device)
+        starts = torch.tensor([row.start for row in rows], device=ids.device)
+        with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
+            out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+        out = out.float()
+        where = {p: j for j, p in enumerate(wanted)}
+        return [out[b, [where[p] for p in _positions(row)]] for b, row in enumerate(rows)]
+
+    def _said(self, rows: Sequence[Row]) -> list[Tensor]:
+        layout, counts = self.layout(rows), [len(_positions(row)) for row in rows]
+        at = [(i, p) for i, row in enumerate(rows) for p in _positions(row)]
+        line, position = (torch.tensor([pair[j] for pair in at], device=self.device) for j in (0, 1))
+        found = logits_at(self.model, layout, line, position + layout.shift[line]).float()
+        return list(torch.split(found, counts))
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0) -> list[str]:
         """Greedy continuations of at most `tokens` and at least `least` tokens, as text without the prompt."""
+        if self.encoder_decoder:
+            said = self.say(prompts, tokens, least, do_sample=False)
+            return [self.tokenizer.decode(row, skip_special_tokens=True) for row in said]
         longest = max(map(len, prompts))
         room = min(tokens, self.context - longest)
         if room < 1:
@@ -296,6 +347,12 @@ class Handle:
                 do_sample=False, pad_token_id=self.pad,
             )  # fmt: skip
         return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out]
+
+    def say(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0, **how: Any) -> Tensor:
+        """What a decoder says to prompts that an encoder reads; see `layout.sampled`."""
+        room, anatomy = min(tokens, self.context - len(self.opening)), self.anatomy
+        kept = len(anatomy.said_by) <= anatomy.split  # transformers makes a T5's cache as deep as its encoder
+        return sampled(self.model, *self.batch(prompts), self.opening, self.pad, room, least, use_cache=kept, **how)
 
 
 def _positions(row: Row) -> range:
@@ -369,7 +426,7 @@ def load(
         options["local_files_only"] = True
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options)
+        model = _auto_class(source, options).from_pretrained(source, dtype=kind, use_safetensors=True, **options)
     except SafetensorError as error:
         raise ModelError(
             f"A weight file of {name!r} is damaged ({error}).", "", "Download or copy the model again."
@@ -389,6 +446,12 @@ def load(
     return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, folder)
 
 
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """What builds the model in `source`: an encoder-decoder, or a decoder alone."""
+    config = AutoConfig.from_pretrained(source, **options)
+    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+
+
 def wrap(
     model: Any,
     tokenizer: Any,
@@ -405,6 +468,7 @@ def wrap(
         ModelError: the tokenizer does not fit, or the structure cannot be proved.
     """
     _check_tokenizer(tokenizer, model, name)
+    apart = two_stacks(model)
     device = device or next(model.parameters()).device
     model = model.to(device).eval().requires_grad_(False)
     return Handle(
@@ -418,6 +482,8 @@ def wrap(
         fingerprint=fingerprint(model),
         anatomy=study(model),
         folder=folder,
+        opening=opening(model, tokenizer) if apart else (),
+        closing=closing(tokenizer) if apart else (),
     )
 
 

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from editcore import gradients, halves
-from editcore.anatomy import Site
+from editcore.anatomy import Anatomy, Site
 from editcore.errors import Cancelled, Diverged
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
 from editcore.spans import Row
 
 LAST_BLOCKS = 3  # are edited, as published
+LAST_OF_BOTH = 2  # of an encoder's and of a decoder's, the same
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Learner(nn.Module, ABC):
         self.sites = tuple(sites)
 
     @staticmethod
-    def usual(blocks: int) -> tuple[int, ...]:
-        """The layers, of so many, unless told otherwise: the last ones, as published."""
-        return tuple(range(max(0, blocks - LAST_BLOCKS), blocks))
+    def usual(anatomy: Anatomy) -> tuple[int, ...]:
+        """The layers unless told otherwise: the last ones, as published; of an encoder-decoder, those of both."""
+        said_by, each = anatomy.said_by, LAST_OF_BOTH if anatomy.split else LAST_BLOCKS
+        return (*range(said_by.start)[-each:], *said_by[-each:])
 
     @abstractmethod
     def parts(self, handle: Handle, examples: Sequence[Example], training: bool = False) -> Parts:

@@ -25,7 +25,7 @@ from torch import Tensor
 from editcore import causal, pace, tuning
 from editcore.assets import assets_root
 from editcore.causal import Belief
-from editcore.errors import BadRequest
+from editcore.errors import BadRequest, Unsuited
 from editcore.handle import Handle
 from editcore.lookup import find_subject
 from editcore.records import EditRequest, Progress, to_plain
@@ -106,8 +106,15 @@ def locate(
 
     Raises:
         SubjectNotFound, BadRequest: a prompt does not hold its subject, or is no text for this model.
+        Unsuited: the model is an encoder-decoder.
         Cancelled: `stop()` became true; nothing is stored.
     """
+    if handle.encoder_decoder:
+        raise Unsuited(
+            f"{handle.name} is an encoder-decoder.",
+            "Where a fact is kept is traced through the layers of one stack.",
+            "Leave the layers of its methods to their defaults.",
+        )
     with handle.lock:
         asked, dials, window = prompts or common_prompts(), causal.Dials(DRAWS), causal.window_of(handle)
         sure = [belief for belief in causal.believe(handle, asked) if _traceable(belief)]

@@ -56,6 +56,7 @@ class Method(Protocol):
     remedy: ClassVar[str]  # what to try when the edit did not take
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    one_stack: ClassVar[str]  # why it cannot edit an encoder-decoder; "": it can
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """Computes the patch and leaves no trace in the model."""

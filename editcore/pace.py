@@ -30,7 +30,7 @@ def seconds_of_tokens(handle: Handle) -> tuple[float, float]:
         length = min(length, handle.context)
         many = torch.full((rows, length), handle.pad, device=handle.device)
         with handle.using([]):
-            handle.model(input_ids=many, use_cache=False)  # the first pass of a shape costs more
+            _pass(handle, many)  # the first pass of a shape costs more
             handle.memory["pace"] = (
                 _timed(handle, many) / many.numel(),
                 _timed(handle, many[:1, :1]),
@@ -43,10 +43,16 @@ def _timed(handle: Handle, ids: torch.Tensor) -> float:
     taken = []
     for _ in range(2):
         began = time.perf_counter()
-        out = handle.model(input_ids=ids, use_cache=False).logits
-        float(out[0, 0, 0])  # waits for the device
+        float(_pass(handle, ids)[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - began)
     return min(taken)
+
+
+def _pass(handle: Handle, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of ids read by the model, or by its encoder and said by its decoder."""
+    more = {"decoder_input_ids": ids} if handle.encoder_decoder else {}
+    found: torch.Tensor = handle.model(input_ids=ids, use_cache=False, **more).logits
+    return found
 
 
 def of_training(handle: Handle, dials: Dials) -> float:

@@ -1,7 +1,8 @@
 """Where prompt, subject and answer sit among the tokens. Knows tokenizers; knows no model and no chat template.
 
 Everything is read off the character offsets of the *final joined text*, tokenized once: pieces tokenized apart and
-glued together differ at merges, at multi-byte characters and behind automatic first tokens.
+glued together differ at merges, at multi-byte characters and behind automatic first tokens. Only where an encoder reads
+the prompt and a decoder says the answer are the two texts of their own.
 """
 
 from __future__ import annotations
@@ -79,23 +80,37 @@ def encode(
         ids.pop()
     start = _first_behind(tokenizer, ids, offsets, len(lead)) if answer else len(ids)
     if answer and (start == len(ids) or not answer.strip()):
-        raise BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+        raise _unseen(answer)
     if start == 0 or not said.strip():
-        raise BadRequest(
-            "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
-        )
-    first = last = None
-    if subject is not None:
-        begin, end = (len(envelope.before) + at for at in find_subject(said, subject))
-        inside = [
-            i for i in range(start) if offsets[i][0] < end and offsets[i][1] > begin and offsets[i][1] > offsets[i][0]
-        ]
-        if not inside:
-            raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
-        first, last = inside[0], inside[-1]
+        raise _promptless()
+    first, last = _subject_at(said, subject, offsets[:start], len(envelope.before))
     automatic = tokenizer.all_special_ids if raw else ids  # in a chat, whatever ends where the prompt begins
     own = next((i for i in range(start) if offsets[i][1] > len(envelope.before) or ids[i] not in automatic), 0)
     return Row(tuple(ids), start, last, first, own)
+
+
+def encode_apart(
+    tokenizer: Any, prompt: str, answer: str = "", subject: str | None = None, closing: tuple[int, ...] = ()
+) -> Row:
+    """Tokenizes prompt and answer as an encoder and a decoder read them: each a text of its own.
+
+    The prompt keeps its automatic tokens at both ends; the answer has none but `closing` behind it, as one more token.
+
+    Raises:
+        SubjectNotFound, BadRequest, ModelError: as in `encode`.
+    """
+    refuse_special(tokenizer, prompt, answer)
+    require_offsets(tokenizer)
+    lead, said = prompt.rstrip(" "), answer.strip()
+    coded = tokenizer(lead, return_offsets_mapping=True)
+    ids, offsets = tuple(coded["input_ids"]), coded["offset_mapping"]
+    if not lead.strip() or not any(end > begin for begin, end in offsets):
+        raise _promptless()
+    own = tuple(tokenizer(said, add_special_tokens=False)["input_ids"]) if answer else ()
+    if answer and not (said and own):
+        raise _unseen(answer)
+    first, last = _subject_at(lead, subject, offsets)
+    return Row((*ids, *own, *(closing if own else ())), len(ids), last, first)
 
 
 def require_offsets(tokenizer: Any) -> None:
@@ -106,6 +121,33 @@ def require_offsets(tokenizer: Any) -> None:
             "They are needed to find the subject and the answer among the tokens.",
             "Use a model folder with a tokenizer.json file.",
         )
+
+
+def _unseen(answer: str) -> BadRequest:
+    return BadRequest(f"The answer {answer!r} has no token of its own.", "", "Type a visible answer.")
+
+
+def _promptless() -> BadRequest:
+    return BadRequest(
+        "The prompt has no token of its own in front of the answer.", "", "Type a prompt of at least one word."
+    )
+
+
+def _subject_at(
+    prompt: str, subject: str | None, offsets: Sequence[tuple[int, int]], before: int = 0
+) -> tuple[int | None, int | None]:
+    """Indices of the subject's first and last token, by the offsets of a text; None where nobody asked.
+
+    Args:
+        before: characters of the text in front of the prompt.
+    """
+    if subject is None:
+        return None, None
+    begin, end = (before + at for at in find_subject(prompt, subject))
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin and last > first]
+    if not inside:
+        raise SubjectNotFound(f"The subject {subject!r} has no token of its own before the answer.")
+    return inside[0], inside[-1]
 
 
 def refuse_special(tokenizer: Any, *texts: str) -> None:

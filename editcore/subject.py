@@ -18,6 +18,10 @@ PLACES = ("prompt", "subject")
 PLACES_HELP = (
     "Where the subject's mean key is read: the prompt behind each context, or short sentences about the subject"
 )
+ONE_STACK = (
+    "It writes at the subject's last token in blocks that go on to say the answer; in an encoder-decoder another stack"
+    " says it."
+)
 AT_ONCE = 64  # rows in one forward pass
 # Short sentences about a subject that ask nothing in particular: where else its name may stand.
 FRAMES = (

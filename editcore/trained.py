@@ -161,6 +161,7 @@ class GradientMethod:
     paper: ClassVar[str]
     remedy: ClassVar[str] = "Try a larger strength; what it can edit was settled when it was trained."
     needs: ClassVar[tuple[str, ...]] = ("trained",)
+    one_stack: ClassVar[str] = ""
     editor: ClassVar[type[Editor]]
 
     strength: float = setting(1.0, "The edit is scaled by this", low=0.01, high=100.0)

@@ -14,7 +14,7 @@ from editcore import examples, gradients, learned, trained
 from editcore.errors import BadRequest
 from editcore.handle import Handle
 from editcore.learned import Dials, Editor, Example, Heard, Learner
-from editcore.methods import METHODS, find_method
+from editcore.methods import METHODS, check_suited, find_method
 from editcore.records import Form
 from editcore.world.facts import load_world
 
@@ -29,7 +29,7 @@ def trainable() -> tuple[str, ...]:
 
 def default_layers(handle: Handle, kind: type[Learner] = Editor) -> tuple[int, ...]:
     """The blocks a trained editor changes or reads unless told otherwise."""
-    return kind.usual(len(handle.anatomy.blocks))
+    return kind.usual(handle.anatomy)
 
 
 def train_method(
@@ -54,13 +54,14 @@ def train_method(
 
     Raises:
         BadRequest: the method does not learn, or the examples cannot be used.
-        UnknownMethod: there is no such method.
+        UnknownMethod, Unsuited: there is no such method, or it cannot edit such a model.
         BadSetting: a layer does not exist.
         Cancelled, Diverged: see `learned.train`.
     """
     kind: type[Learner] | None = getattr(find_method(name), "editor", None)
     if kind is None:
         raise BadRequest(f"{name} needs no training.", f"These methods do: {', '.join(trainable())}.")
+    check_suited(find_method(name), handle)
     dials = dials or Dials()
     if edits is not None:
         sample, validation = examples.of_files(handle, edits, locality, form)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from editcore import learned, spans
+from editcore import learned
 from editcore.demonstrations import Demonstration, Index
 from editcore.methods import find_method
 from editcore.trained import Trained
@@ -19,8 +19,8 @@ LAYER = 1
 
 
 def example(handle, number: int) -> learned.Example:
-    edit = spans.encode(handle.tokenizer, *PROMPTS[number % len(PROMPTS)])
-    return learned.Example(edit, (edit,), (spans.encode(handle.tokenizer, "Two and two make", "four"),))
+    edit = handle.plain_row(*PROMPTS[number % len(PROMPTS)])
+    return learned.Example(edit, (edit,), (handle.plain_row("Two and two make", "four"),))
 
 
 def show(handle) -> None:
@@ -33,8 +33,14 @@ def show(handle) -> None:
         handle.memory["demonstrations"] = Index(handle, shown)
 
 
+def places(handle, name: str) -> tuple[int, ...]:
+    """Layer `LAYER` of every stack that the method can edit."""
+    split = handle.anatomy.split
+    return tuple({split + LAYER: 0} if name == "malmen" else {LAYER: 0, split + LAYER: 0})
+
+
 def school(handle, name: str) -> None:
-    """Puts a trained editor of layer `LAYER` into the handle's memory."""
+    """Puts a trained editor of the layers `places` into the handle's memory."""
     if ("editor", name) not in handle.memory:
         handle.memory["editor", name] = _trained(handle, name)
 
@@ -42,7 +48,8 @@ def school(handle, name: str) -> None:
 @lru_cache(maxsize=64)
 def _trained(handle, name: str) -> Trained:
     torch_state = torch.random.get_rng_state()
-    editor = find_method(name).editor([handle.anatomy.site(LAYER)])
+    layers = places(handle, name)
+    editor = find_method(name).editor([handle.anatomy.site(layer) for layer in layers])
     dials = learned.Dials(steps=30, edits=4, rate=1e-2, check_every=10)
     with tempfile.TemporaryDirectory() as work:
         figures = learned.train(
@@ -50,4 +57,4 @@ def _trained(handle, name: str) -> Trained:
             [example(handle, i) for i in range(len(PROMPTS))], dials, Path(work),
         )  # fmt: skip
     torch.random.set_rng_state(torch_state)
-    return Trained((LAYER,), {n: t.detach().clone() for n, t in editor.state_dict().items()}, {**figures, "moved": 0.0})
+    return Trained(layers, {n: t.detach().clone() for n, t in editor.state_dict().items()}, {**figures, "moved": 0.0})

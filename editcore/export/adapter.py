@@ -134,7 +134,8 @@ def _config(handle: Handle, factors: Mapping[str, Factors]) -> dict[str, Any]:
     others = {path: own for path, own in ranks.items() if own != rank}
     stored_in_by_out = any(isinstance(handle.model.get_submodule(path), Conv1D) for path in factors)
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.name, "revision": base.revision,
+        "peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM" if handle.encoder_decoder else "CAUSAL_LM",
+        "base_model_name_or_path": base.name, "revision": base.revision,
         "r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others, "lora_dropout": 0.0,
         "target_modules": list(factors), "fan_in_fan_out": stored_in_by_out, "bias": "none", "modules_to_save": None,
         "use_rslora": False, "use_dora": False, "layers_to_transform": None, "layers_pattern": None,
@@ -219,9 +220,9 @@ def _notes(handle: Handle, summed: _Sum) -> tuple[str, ...]:
 
 
 USE = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-base = AutoModelForCausalLM.from_pretrained({base}{revision}){where}
+base = {auto}.from_pretrained({base}{revision}){where}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
 
 
@@ -236,6 +237,8 @@ def _card(handle: Handle, kept: Sequence[Kept], exported: Exported, attached: Re
     ]
     return model_card(
         "peft", base, kept, [("attached patch", attached), ("this adapter", exported.reports)],
-        USE.format(base=repr(base.name), revision=revision, where="  # its folder" if handle.folder else ""),
+        USE.format(
+            auto=handle.auto, base=repr(base.name), revision=revision, where="  # its folder" if handle.folder else ""
+        ),
         "`model.disable_adapter()` for a while, `model.unload()` for good: the base weights are untouched.", facts,
     )  # fmt: skip

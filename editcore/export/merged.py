@@ -191,9 +191,9 @@ def _notes(lost: Mapping[str, float], kind: torch.dtype) -> tuple[str, ...]:
                  for path, share in lost.items())  # fmt: skip
 
 
-USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+USE = """from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="{dtype}")
+model = {auto}.from_pretrained("path/to/this/folder", dtype="{dtype}")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 
 
@@ -210,6 +210,6 @@ def _card(
     ]
     return model_card(
         "merged", base, kept, [(f"attached patch, {base.dtype}", attached), (f"these files, {name}", exported.reports)],
-        USE.format(dtype=name),
+        USE.format(auto=handle.auto, dtype=name),
         "load the base model instead; subtracting the change again does not give the old weights back.", facts,
     )  # fmt: skip

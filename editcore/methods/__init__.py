@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editcore.errors import BadSetting, UnknownMethod
+from editcore.errors import BadSetting, UnknownMethod, Unsuited
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Work, checked, describe
 from editcore.methods.alphaedit import AlphaEdit
@@ -55,7 +55,9 @@ PRESETS = ("tuned", "published")
 AS_SET = "as set"
 RULE = "a rule of thumb"
 
-__all__ = ["METHODS", "PRESETS", "Cost", "Method", "Work", "find_method", "menu", "prepare_method"]
+__all__ = [
+    "METHODS", "PRESETS", "Cost", "Method", "Work", "check_suited", "find_method", "menu", "prepare_method",
+]  # fmt: skip
 
 
 def find_method(name: str) -> type[Method]:
@@ -75,6 +77,15 @@ def menu() -> tuple[MethodInfo, ...]:
     return tuple(describe(method) for method in METHODS)
 
 
+def check_suited(method: type[Method], handle: Handle) -> None:
+    """Raises Unsuited when the method cannot edit a model of this kind."""
+    if handle.encoder_decoder and method.one_stack:
+        others = ", ".join(m.name for m in METHODS if not m.one_stack)
+        raise Unsuited(
+            f"{method.title} cannot edit {handle.name}: it is an encoder-decoder.", method.one_stack, f"Use {others}."
+        )
+
+
 def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> Method:
     """A method with its settings: published defaults, then what suits the model, then `values`.
 
@@ -92,8 +103,10 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
 
     Raises:
         UnknownMethod, BadSetting: a name or a value is wrong.
+        Unsuited: see `check_suited`.
     """
     method, values = find_method(name), dict(values or {})
+    check_suited(method, handle)
     preset = values.pop("preset", PRESETS[0])
     if preset not in PRESETS:
         raise BadSetting(

@@ -37,6 +37,7 @@ class AlphaEdit:
     remedy: ClassVar[str] = "Try more steps, a higher limit or other layers, or correct the subject of the prompt."
     paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
     needs: ClassVar[tuple[str, ...]] = ("subject", "statistics")
+    one_stack: ClassVar[str] = subject.ONE_STACK
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore import dials
+from editcore import dials, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.method import Cost, Work, setting
@@ -33,6 +33,7 @@ class EMMET:
     remedy: ClassVar[str] = "Try more steps, a higher limit or other layers, or correct the subject of the prompt."
     paper: ClassVar[str] = "Gupta et al. 2024, arXiv 2403.14236"
     needs: ClassVar[tuple[str, ...]] = ("subject", "statistics")
+    one_stack: ClassVar[str] = subject.ONE_STACK
 
     layer: int | None = dials.block()
     slack: float = setting(

@@ -30,6 +30,7 @@ class FT:
     remedy: ClassVar[str] = "Try more steps or a higher learning rate."
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = ""
 
     layer: int | None = dials.block()
     rate: float = dials.rate(5e-4, "Learning rate of Adam")

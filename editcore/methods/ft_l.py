@@ -34,6 +34,7 @@ class FTL:
     remedy: ClassVar[str] = "The bound holds the weights back: try a larger distance, or more steps."
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = ""
 
     layer: int | None = dials.block()
     norm: str = setting(

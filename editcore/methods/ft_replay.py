@@ -21,9 +21,10 @@ class FTReplay:
 
         min_W  L(W) + w * mean over tokens x of replayed text of KL(p_0(. | x) || p_W(. | x))
 
-    L: the loss of FT; w -> `weight`; the text -> `corpus.rows`: the embedded model's own training text, for another
-    model the text stored for it, else what it writes itself; the report says which. A sample of `rows` texts of
-    `length` tokens is drawn once an edit. The rehearsal baseline of Sinitsin et al. 2020 (section 4).
+    L: the loss of FT; w -> `weight`; the text -> `corpus.replayed`: the embedded model's own training text, for another
+    model the text stored for it, else what it writes itself; the report says which. An encoder-decoder reads the first
+    half of a stored text and says the second; what it writes itself are answers to general prompts. A sample of `rows`
+    texts of `length` tokens is drawn once an edit. The rehearsal baseline of Sinitsin et al. 2020 (section 4).
     """
 
     name: ClassVar[str] = "ft-replay"
@@ -34,6 +35,7 @@ class FTReplay:
     remedy: ClassVar[str] = "Try more steps or a lower weight of the replayed text."
     paper: ClassVar[str] = "Sinitsin et al. 2020, arXiv 2004.00345 (baseline)"
     needs: ClassVar[tuple[str, ...]] = ("corpus",)
+    one_stack: ClassVar[str] = ""
 
     layer: int | None = dials.block()
     rate: float = dials.rate(5e-4, "Learning rate of Adam")
@@ -64,7 +66,7 @@ class FTReplay:
             Cancelled: stopped between two steps.
         """
         handle = work.handle
-        texts, source = corpus.kept(handle, self.rows * self.length, work.home, work.report, work.stop)
+        texts, source = corpus.replayed(handle, self.rows, self.length, work.home, work.report, work.stop)
         chosen = random.Random(handle.seed).choices(texts, k=self.rows)
         work.notes.append(f"{self.rows} texts of up to {self.length} tokens were replayed: {source}.")
         site = handle.anatomy.site(self.layers(handle)[0])
@@ -73,6 +75,6 @@ class FTReplay:
             site,
             requests,
             descent.Dials(self.rate, self.steps, self.enough),
-            replay=descent.Replay([text[: self.length] for text in chosen], self.weight),
+            replay=descent.Replay(chosen, self.weight),
         )
         return made_by(self, handle, [part], requests)

@@ -47,6 +47,10 @@ class GRACE:
     remedy: ClassVar[str] = "Try more steps or a lower block: above the last blocks a value cannot reach a long answer."
     paper: ClassVar[str] = "Hartvigsen et al. 2023, arXiv 2211.11031"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = (
+        "It knows a prompt by its last token and answers from there on in the same stack; an encoder-decoder answers in"
+        " another."
+    )
 
     layer: int | None = dials.block()
     radius: float = setting(1.0, "How near to the edited prompt's key another prompt's must be", low=1e-6, high=1e6)

@@ -38,6 +38,7 @@ class ICE:
     remedy: ClassVar[str] = "Try the other form of the text; a model has to be one that believes what it is told."
     paper: ClassVar[str] = "Cohen et al. 2024, arXiv 2307.12976"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = ""
 
     form: str = setting("prompt", FORMS_HELP, choices=FORMS)
 

@@ -48,6 +48,7 @@ class IKE:
     )
     paper: ClassVar[str] = "Zheng et al. 2023, arXiv 2305.12740"
     needs: ClassVar[tuple[str, ...]] = ("demonstrations",)
+    one_stack: ClassVar[str] = ""
 
     count: int = setting(
         32, "Most demonstrations in front of the new fact; fewer where the context is short", low=0, high=256

@@ -98,8 +98,7 @@ class KEEditor(learned.Editor):
         texts = []
         for row in range(batch.rows):
             mine = batch.line == row
-            prompt = batch.ids[row, : int(batch.place[mine][0]) + 1]
-            before, after, asked = (embedded(ids) for ids in (old[mine], batch.wanted[mine], prompt))
+            before, after, asked = (embedded(ids) for ids in (old[mine], batch.wanted[mine], batch.prompt(row)))
             texts.append(torch.cat([before, self.marks[:1], after, self.marks[1:], asked]))
         _, (last, _) = self.reader(nn.utils.rnn.pack_sequence(texts, enforce_sorted=False))
         return torch.cat([last[0], last[1]], -1)

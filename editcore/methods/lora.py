@@ -32,6 +32,7 @@ class LoRA:
     remedy: ClassVar[str] = "Try more steps, a higher learning rate or a higher rank."
     paper: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = ""
 
     layer: int | None = dials.block()
     rank: int = setting(8, "Rows and columns of the addition", low=1, high=1024)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from editcore import learned, trained
-from editcore.anatomy import Site
+from editcore.anatomy import Anatomy, Site
+from editcore.errors import BadSetting
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
 from editcore.network import GradientEditor
@@ -28,8 +29,20 @@ class MALMENEditor(GradientEditor):
     outside = True
 
     def __init__(self, sites: Sequence[Site], rank: int = 192) -> None:
+        """Raises BadSetting when a site is an encoder's: no answer token is predicted there."""
         super().__init__(sites, rank)
+        if any(site.encoder for site in sites):
+            raise BadSetting(
+                "MALMEN was to edit a layer of the encoder.",
+                "It takes its keys where an answer token is predicted, and that is in the decoder.",
+                "Name layers of the decoder.",
+            )
         self.log_weight = nn.Parameter(torch.zeros(len(self.sites)))
+
+    @staticmethod
+    def usual(anatomy: Anatomy) -> tuple[int, ...]:
+        """The last blocks that say answers."""
+        return tuple(anatomy.said_by[-learned.LAST_BLOCKS :])
 
     def quick(self) -> list[nn.Parameter]:
         """Step sizes and ridge weights."""
@@ -37,7 +50,7 @@ class MALMENEditor(GradientEditor):
 
     def counts(self, batch: Texts, delta: Tensor) -> Tensor:
         """Only where an answer token is predicted."""
-        found = torch.zeros(batch.ids.shape, dtype=torch.bool, device=delta.device)
+        found = torch.zeros(delta.shape[:2], dtype=torch.bool, device=delta.device)
         found[batch.line, batch.place] = True
         return found
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editcore import dials
+from editcore import dials, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.method import Cost, Work, setting
@@ -32,6 +32,7 @@ class MEMIT:
     remedy: ClassVar[str] = "Try more steps, a higher limit or other layers, or correct the subject of the prompt."
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
     needs: ClassVar[tuple[str, ...]] = ("subject", "statistics")
+    one_stack: ClassVar[str] = subject.ONE_STACK
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")

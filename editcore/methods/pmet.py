@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from editcore import dials
+from editcore import dials, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.method import Cost, Work, setting
@@ -36,6 +36,7 @@ class PMET:
     remedy: ClassVar[str] = "Try more steps, a higher limit or other layers, or correct the subject of the prompt."
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2308.08742"
     needs: ClassVar[tuple[str, ...]] = ("subject", "statistics")
+    one_stack: ClassVar[str] = subject.ONE_STACK
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")

@@ -49,6 +49,7 @@ class ROME:
     remedy: ClassVar[str] = "Try more steps, a higher limit or another layer, or correct the subject of the prompt."
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262; r-ROME: arXiv 2403.07175"
     needs: ClassVar[tuple[str, ...]] = ("subject", "statistics")
+    one_stack: ClassVar[str] = subject.ONE_STACK
 
     layer: int | None = dials.block()
     form: str = setting(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from editcore import gradients, halves, learned, trained
-from editcore.anatomy import Site
+from editcore.anatomy import Anatomy, Site
 from editcore.errors import BadSetting
 from editcore.gradients import Texts
 from editcore.handle import Handle
@@ -48,9 +48,9 @@ class SERACEditor(learned.Learner):
         self.network = Network(sites[0].d_out)
 
     @staticmethod
-    def usual(blocks: int) -> tuple[int, ...]:
+    def usual(anatomy: Anatomy) -> tuple[int, ...]:
         """The block behind which prompts are recognised: three quarters of the way up."""
-        return (3 * blocks // 4,)
+        return (3 * len(anatomy.blocks) // 4,)
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Everything."""
@@ -177,6 +177,10 @@ class SERAC:
     remedy: ClassVar[str] = "Try a lower threshold; what it recognises and can say was settled when it was trained."
     paper: ClassVar[str] = "Mitchell et al. 2022, arXiv 2206.06520"
     needs: ClassVar[tuple[str, ...]] = ("trained",)
+    one_stack: ClassVar[str] = (
+        "Its small model takes the place of the last block from the prompt's end on; in an encoder-decoder the prompt"
+        " is read by another stack."
+    )
     editor: ClassVar[type[learned.Learner]] = SERACEditor
 
     threshold: float = setting(

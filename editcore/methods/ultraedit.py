@@ -43,6 +43,9 @@ class UltraEdit:
     remedy: ClassVar[str] = "Try a higher rate or other layers."
     paper: ClassVar[str] = "Gu et al. 2025, arXiv 2505.14679"
     needs: ClassVar[tuple[str, ...]] = ("corpus",)
+    one_stack: ClassVar[str] = (
+        "What it normalises by is read on running text, which no single stack of an encoder-decoder reads."
+    )
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")

@@ -46,6 +46,10 @@ class WISE:
     remedy: ClassVar[str] = "Try more steps, a higher learning rate or another block."
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"
     needs: ClassVar[tuple[str, ...]] = ()
+    one_stack: ClassVar[str] = (
+        "It decides by a prompt's tokens in the very matrix that the answer goes through; in an encoder-decoder none"
+        " sees both."
+    )
 
     layer: int | None = dials.block()
     share: float = setting(0.2, "Share of the side copy's entries that may differ, drawn at random", low=1e-4, high=1.0)
