@@ -3,7 +3,8 @@
 The blocks are the one module list as long as the number of layers. The edited matrix of a block (its *site*) is the
 last linear map the block executes whose output is as wide as the embedding. A block that holds a parameter of three
 or more dimensions is refused: mixtures of experts and state-space layers keep their weights so, and would be edited
-silently in the wrong place. What cannot be proved is refused.
+silently in the wrong place. So is a model that reads both ways: what stands behind a token must not change it. What
+cannot be proved is refused.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def study(model: Any) -> Anatomy:
     _refuse_odd(blocks, path)
     width = model.get_input_embeddings().weight.shape[-1]
     width = getattr(config, "hidden_size", width) or width
+    _refuse_both_ways(model, blocks[-1])
     sites = _sites(model, path, blocks, int(width))
     holder = model.get_submodule(path.rpartition(".")[0])
     additive = tuple(_adds(model, block, site) for block, site in zip(blocks, sites, strict=True))
@@ -169,11 +171,32 @@ def _sites(model: Any, path: str, blocks: tuple[nn.Module, ...], width: int) -> 
 
 
 @torch.no_grad()
-def _run(model: Any) -> None:
-    device = model.get_input_embeddings().weight.device
-    model(
-        input_ids=torch.arange(4, device=device)[None] % model.get_input_embeddings().weight.shape[0], use_cache=False
-    )
+def _run(model: Any, last: int = 3) -> None:
+    """Four tokens through the model, the last of them of this id."""
+    table = model.get_input_embeddings().weight
+    ids = torch.tensor([[0, 1, 2, last]], device=table.device)
+    model(input_ids=ids % table.shape[0], use_cache=False)
+
+
+def _refuse_both_ways(model: Any, block: nn.Module) -> None:
+    """Raises ModelError when another last token changes what `block` makes of those before it."""
+    seen: list[Tensor] = []
+
+    def keep(_m: nn.Module, _i: Any, out: Any) -> None:
+        seen.append((out[0] if isinstance(out, tuple) else out).reshape(4, -1)[:3].float())
+
+    hook = block.register_forward_hook(keep)
+    try:
+        for last in (3, 4):
+            _run(model, last)
+    finally:
+        hook.remove()
+    if (seen[1] - seen[0]).abs().max() > MOVED * seen[0].abs().max():
+        raise ModelError(
+            f"{type(model).__name__} reads both ways: a token depends on those behind it.",
+            "A model that continues a text token by token was wanted.",
+            "Use a decoder (GPT, Llama, Qwen, Mistral, Gemma, Phi, ...).",
+        )
 
 
 def _adds(model: Any, block: nn.Module, site: Site) -> bool:

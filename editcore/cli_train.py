@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from editcore.assets import WORLD_NAME
+from editcore.cli_model import Device, DeviceMap, Dtype, Model, Revision, open_model
 from editcore.errors import BadRequest
 from editcore.terminal import bar, out, show_json
-
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 
 
 def train(
@@ -32,17 +31,19 @@ def train(
     to: Annotated[
         Path | None, typer.Option(help="Folder the result goes to; the model's own, or the data folder.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trains a method that learns to edit (MEND, MALMEN, ENN, KE, SERAC), once per model."""
     from editcore.engine import home_dir
-    from editcore.handle import load
     from editcore.learned import Dials, Heard
     from editcore.trained import path_in
     from editcore.training import train_method
 
-    handle = load(model, device=device)
+    handle = open_model(model, revision, device, dtype, device_map)
     folder = to or (handle.folder if handle.embedded and handle.folder else home_dir())
     best = "no look yet"
     with bar("training", quiet=as_json) as advance:
@@ -65,14 +66,17 @@ def train(
 def corpus(
     file: Annotated[Path, typer.Argument(help="Plain text like what the model was trained on.")],
     model: Model = WORLD_NAME,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps a text for a model: statistics are read on it and FT + replay replays it."""
     from editcore.corpus import store
     from editcore.engine import home_dir
-    from editcore.handle import load
 
-    handle = load(model)
+    handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has its own training text.", "Another model was wanted.", "Use --model.")
     kept = store(handle, home_dir(), file)
@@ -84,14 +88,17 @@ def corpus(
 def examples(
     file: Annotated[Path, typer.Argument(help="A file of edits with paraphrases and probes; see `bench`.")],
     model: Model = WORLD_NAME,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps example edits for a model: IKE shows them in front of an edit."""
     from editcore.demonstrations import store
     from editcore.engine import home_dir
-    from editcore.handle import load
 
-    handle = load(model)
+    handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has example edits of its own.", "Another model was wanted.", "Use --model.")
     kept = store(handle, home_dir(), file)

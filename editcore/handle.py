@@ -6,7 +6,6 @@ It tokenizes, runs and generates. It knows no method and no page.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,23 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
+from editcore import checkpoint, weights
 from editcore.anatomy import Anatomy, study
 from editcore.assets import WORLD_NAME, world_dir
+from editcore.devices import DeviceMap, choose_device, choose_dtype, spread_over
 from editcore.errors import BadRequest, ModelError
-from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached, bared
 from editcore.prompts import reading, unread
 from editcore.records import ModelInfo
 from editcore.scope import EditMemory
 from editcore.spans import Row, encode
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(eq=False)
@@ -50,6 +45,7 @@ class Handle:
     anatomy: Anatomy
     folder: Path | None = None  # where it was loaded from, when that is a local folder
     home: Path | None = None  # the data folder, for what is made for this model
+    revision: str = ""  # commit of the hub it was loaded from
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)  # results that hold for this model only
     standing: tuple[Patch, ...] = ()  # what is in place now, the last on top: set by `using`
@@ -68,15 +64,25 @@ class Handle:
         return int(getattr(config, "max_position_embeddings", 0) or 2048)
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: ids from here on are none."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where the weights lie, in the order they are met."""
+        return tuple(dict.fromkeys(str(p.device) for p in self.model.parameters()))
+
+    @property
     def seed(self) -> int:
         """A seed that depends on nothing but the model."""
         return int(self.fingerprint[:8], 16)
 
     @property
     def pad(self) -> int:
-        """An id for positions nobody reads."""
+        """An id for positions nobody reads, inside the embedding table."""
         for found in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if found is not None:
+            if found is not None and 0 <= found < self.vocabulary:
                 return int(found)
         return 0
 
@@ -89,12 +95,13 @@ class Handle:
             architecture=type(self.model).__name__,
             parameters=sum(p.numel() for p in parameters),
             layers=len(self.anatomy.blocks),
-            device=str(self.device),
+            device=" and ".join(self.devices) if len(self.devices) > 1 else str(self.device),
             device_reason=self.device_reason,
             dtype=str(self.dtype).removeprefix("torch."),
             dtype_reason=self.dtype_reason,
             embedded=self.embedded,
             bytes=sum(p.numel() * p.element_size() for p in parameters),
+            revision=self.revision,
         )
 
     @contextmanager
@@ -181,6 +188,7 @@ class Handle:
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""
+        self._check_ids(rows)
         longest = max(map(len, rows))
         self.check_length(longest)
         ids = torch.full((len(rows), longest), self.pad)
@@ -189,6 +197,18 @@ class Handle:
             ids[i, : len(row)] = torch.tensor(list(row))
             mask[i, : len(row)] = 1
         return ids.to(self.device), mask.to(self.device)
+
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raises BadRequest for what would break the process on a GPU: no tokens, ids past the table."""
+        if not rows or not all(rows):
+            raise BadRequest("A text without tokens was to be read.", "At least one token was wanted.", "Write more.")
+        low, high = min(map(min, rows)), max(map(max, rows))
+        if low < 0 or high >= self.vocabulary:
+            raise BadRequest(
+                f"A text has the token {low if low < 0 else high}.",
+                f"This model has tokens 0 to {self.vocabulary - 1}.",
+                "Put the model's own tokenizer files beside its weights.",
+            )
 
     def check_length(self, tokens: int) -> None:
         """Raises BadRequest when a row is longer than the model's context."""
@@ -223,6 +243,7 @@ class Handle:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0) -> list[str]:
         """Greedy continuations of at most `tokens` and at least `least` tokens, as text without the prompt."""
+        self._check_ids(prompts)
         longest = max(map(len, prompts))
         room = min(tokens, self.context - longest)
         if room < 1:
@@ -259,77 +280,39 @@ def _by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield group
 
 
-def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
-    """A device and the reason for it.
-
-    Raises:
-        ModelError: the wanted device is not there.
-    """
-    if wanted:
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise ModelError(
-                f"Device {wanted!r} was asked for.", "No CUDA device is usable on this machine.", "Use --device cpu."
-            )
-        try:
-            return torch.device(wanted), "asked for"
-        except RuntimeError as error:
-            raise ModelError(f"Device {wanted!r} is unknown.", "", "Use cpu, cuda or cuda:0.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda"), f"a GPU is present ({torch.cuda.get_device_name()})"
-    return torch.device("cpu"), "no GPU was found"
-
-
-def choose_dtype(device: torch.device, wanted: str | None = None) -> tuple[torch.dtype, str]:
-    """A number format and the reason for it.
-
-    Raises:
-        ModelError: the name is unknown.
-    """
-    if wanted and wanted != "auto":
-        if wanted not in DTYPES:
-            raise ModelError(f"The number format {wanted!r} is unknown.", "", f"Use one of {', '.join(DTYPES)}.")
-        return DTYPES[wanted], "asked for"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16, "half the memory, and the GPU computes in it natively"
-    return torch.float32, "exact, and the fastest format on a CPU"
-
-
 def load(
-    name: str = WORLD_NAME, *, device: str | None = None, dtype: str | None = None, revision: str | None = None
+    name: str = WORLD_NAME,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Handle:
     """Loads a model by the embedded model's name, a local folder, or a hub id.
+
+    Args:
+        device: "cpu", "cuda", "cuda:0" ...; None: a GPU where there is one.
+        dtype: "float32", "bfloat16" or "float16"; None or "auto": what suits the device.
+        revision: branch, tag or commit of a hub id.
+        device_map: instead of a device: spread over several, "auto", "balanced", "balanced_low_0", "sequential" or a
+            device per module.
 
     Raises:
         ModelError: it cannot be found, read or safely edited; the message says what to do.
     """
+    spread = spread_over(device_map, device)
     chosen, why_device = choose_device(device)
     kind, why_dtype = choose_dtype(chosen, dtype)
-    source, folder = _locate(name)
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    away = folder is None and not hub_answers()
-    if away or folder is not None:
-        options["local_files_only"] = True
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options)
-    except SafetensorError as error:
-        raise ModelError(
-            f"A weight file of {name!r} is damaged ({error}).", "", "Download or copy the model again."
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if away and isinstance(error, OSError):
-            raise ModelError(
-                f"{name!r} is not on this machine, and the hub cannot be reached.",
-                "",
-                f"Connect to the network, or name a folder. The embedded model {WORLD_NAME!r} is always there.",
-            ) from error
-        raise ModelError(
-            f"{name!r} could not be loaded ({type(error).__name__}: {_first_line(error)}).",
-            "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
-            f"The embedded model {WORLD_NAME!r} is always there.",
-        ) from error
-    return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, folder)
+    found = checkpoint.find(name, revision)
+    maker = weights.auto_class(found)
+    weights.check_room(found, kind, chosen, spread is not None)
+    tokenizer, model = weights.read(maker, found, kind, spread)
+    if found.folder is None:
+        model.config._name_or_path = name
+    if spread is not None:
+        why_device = f"spread as {device_map!r} says" if isinstance(device_map, str) else "spread as asked for"
+        chosen = model.get_input_embeddings().weight.device
+    return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, found.folder, found.revision)
 
 
 def wrap(
@@ -341,15 +324,24 @@ def wrap(
     dtype: torch.dtype | None = None,
     dtype_reason: str = "as it was",
     folder: Path | None = None,
+    revision: str = "",
 ) -> Handle:
     """A handle over a model that is already in memory; checks tokenizer and structure.
 
     Raises:
         ModelError: the tokenizer does not fit, or the structure cannot be proved.
     """
-    _check_tokenizer(tokenizer, model, name)
-    device = device or next(model.parameters()).device
-    model = model.to(device).eval().requires_grad_(False)
+    if away := [path for path, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ModelError(
+            f"{len(away)} weights of {name!r} are not in memory (offloaded), the first is {away[0]}.",
+            "An edit there would silently change nothing.",
+            "Load the model without CPU or disk offload.",
+        )
+    weights.check_tokenizer(tokenizer, model, name)
+    device = device or model.get_input_embeddings().weight.device
+    if len({parameter.device for parameter in model.parameters()}) == 1:
+        model = model.to(device)
+    model = model.eval().requires_grad_(False)
     return Handle(
         name=name,
         model=model,
@@ -361,43 +353,8 @@ def wrap(
         fingerprint=fingerprint(model),
         anatomy=study(model),
         folder=folder,
+        revision=revision,
     )
-
-
-def _locate(name: str) -> tuple[str, Path | None]:
-    if name == WORLD_NAME:
-        if not (world_dir() / "config.json").exists():
-            raise ModelError(
-                f"The embedded model {WORLD_NAME!r} is not in {world_dir().name}/.",
-                "",
-                "Run `editcore world build` to make it.",
-            )
-        return str(world_dir()), world_dir()
-    looks_local = name.startswith((".", "/", "~")) or os.sep * 2 in name or Path(name).expanduser().is_dir()
-    if not looks_local:
-        return name, None
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(f"There is no folder {name!r}.", "A hub id or a model folder was wanted.", "Check the path.")
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{name!r} is not a model folder.", "A folder with config.json was wanted.", "Check the path.")
-    return str(folder), folder
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
-
-
-def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
-    sample = "The capital of France"
-    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
-    rows = model.get_input_embeddings().weight.shape[0]
-    if not ids or tokenizer.decode(ids).strip() != sample or max(ids) >= rows:
-        raise ModelError(
-            f"The tokenizer of {name!r} does not fit its model: {sample!r} became {tokenizer.decode(ids)!r}.",
-            "A tokenizer that gives the text back, with ids inside the embedding table, was wanted.",
-            "Put the model's own tokenizer files beside its weights.",
-        )
 
 
 def fingerprint(model: Any) -> str:

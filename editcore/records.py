@@ -200,6 +200,7 @@ class ModelInfo:
     dtype_reason: str
     embedded: bool  # the world model, whose facts can be browsed
     bytes: int  # weights
+    revision: str = ""  # commit of the hub
 
 
 @dataclass(frozen=True, slots=True)

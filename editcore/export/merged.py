@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editcore.devices import DTYPES
 from editcore.edit import percent
 from editcore.errors import BadRequest, EditcoreError, ModelError
 from editcore.export import again
@@ -28,7 +29,7 @@ from editcore.export.forms import Change, changes
 from editcore.export.stack import Edit, Kept, check_one_base, switched_on
 from editcore.export.told import save_reports, write_json
 from editcore.export.whole import weight, whole
-from editcore.handle import DTYPES, Handle, load
+from editcore.handle import Handle, load
 from editcore.records import EditReport, Progress
 
 SIDE = "editcore.json"
