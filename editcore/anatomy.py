@@ -38,6 +38,11 @@ class Site:
         stored: Tensor = self.module.weight  # type: ignore[assignment]
         return stored.T if self.transposed else stored
 
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies: of a model on several devices, not always where its first tokens are read."""
+        return self.weight().device
+
     def bias(self) -> Tensor | None:
         """b [d_out], or None."""
         found = getattr(self.module, "bias", None)

@@ -77,7 +77,8 @@ def log_probabilities(handle: Handle, batch: Texts, fast: bool = False) -> Tenso
     head = handle.model.get_output_embeddings()
 
     def pick(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][batch.line, batch.place][None], *args[1:])
+        line, place = batch.line.to(args[0].device), batch.place.to(args[0].device)
+        return (args[0][line, place][None], *args[1:])
 
     hook = head.register_forward_pre_hook(pick)
     try:
@@ -85,7 +86,7 @@ def log_probabilities(handle: Handle, batch: Texts, fast: bool = False) -> Tenso
             logits = handle.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     finally:
         hook.remove()
-    return torch.log_softmax(logits[0].float(), -1)
+    return torch.log_softmax(logits[0].to(batch.ids.device).float(), -1)
 
 
 def losses(log_p: Tensor, batch: Texts) -> Tensor:
@@ -106,7 +107,7 @@ def changed(sites: Sequence[Site], factors: Factors) -> Iterator[None]:
         return hook
 
     hooks = [
-        site.module.register_forward_hook(add(r, w))
+        site.module.register_forward_hook(add(r.to(site.device), w.to(site.device)))
         for site, r, w in zip(sites, factors.read, factors.write, strict=True)
     ]
     try:
@@ -147,8 +148,8 @@ def gradients(
             hook.remove()
     shape = (*batch.ids.shape, -1)
     real = batch.mask[..., None]
-    read = [x.reshape(shape).float() for x in inputs]
-    write = [g.reshape(shape).float() * real for g in found]
+    read = [x.reshape(shape).float().to(real.device) for x in inputs]
+    write = [g.reshape(shape).float().to(real.device) * real for g in found]
     if not graph:
         read, write, log_p = [x.detach() for x in read], [g.detach() for g in write], log_p.detach()
     return Factors(tuple(read), tuple(write)), log_p

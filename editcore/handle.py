@@ -198,6 +198,14 @@ class Handle:
             mask[i, : len(row)] = 1
         return ids.to(self.device), mask.to(self.device)
 
+    def kept(self, positions: Sequence[int]) -> Any:
+        """Positions whose logits are wanted, as a model takes them.
+
+        Of a model on several devices the head lies elsewhere than the ids: a plain list is taken everywhere.
+        """
+        several = len(self.devices) > 1
+        return list(positions) if several else torch.tensor(list(positions), device=self.device)
+
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """Raises BadRequest for what would break the process on a GPU: no tokens, ids past the table."""
         if not rows or not all(rows):
@@ -230,7 +238,7 @@ class Handle:
         for group in _by_length([len(r.ids) for r in rows], whole_batch):
             ids, mask = self.batch([rows[i].ids for i in group])
             wanted = sorted({p for i in group for p in _positions(rows[i])})
-            keep = torch.tensor(wanted, device=ids.device)
+            keep = self.kept(wanted)
             starts = torch.tensor([rows[i].start for i in group], device=ids.device)
             with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
                 out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits

@@ -61,7 +61,6 @@ class Settings(BaseSettings):
         "", description="number format of the model; none: chosen for the device"
     )
     device_map: str = Field("", max_length=100_000, description="spread over several GPUs: auto; none: on one device")
-    pick_models: bool = Field(False, description="models of the cache are listed to people on other computers too")
     models: Names = Field((), description="hub ids the page may open, separated by commas; none: any")
     model_roots: Names = Field((), description="folders whose model folders the page may open")
     password: SecretStr | None = Field(None, min_length=8, description="asked of everybody who opens the page")

@@ -39,7 +39,6 @@ from editcore.history import check_strength
 from editcore.learned import Dials, Heard
 from editcore.methods import prepare_method
 from editcore.patch import Patch, load_patch
-from editcore.picker import choices
 from editcore.records import (
     Checkup,
     EditReport,
@@ -95,7 +94,6 @@ class Desk:
             "outlook": self._outlook,
             "suggest": self._suggest,
             "believe": self._believe,
-            "models": self._models,
         }
         if name not in questions:
             raise BadInput(f"The engine knows no question {name!r}.", f"It knows {', '.join(questions)}.")
@@ -143,13 +141,6 @@ class Desk:
         values = iter(measure.mean_probabilities(rows, logits))
         scored = [[next(values) if a.strip() else 0.0 for a in group] for group in candidates]
         return [{"answer": o, "probability": s[0], "candidates": s[1:]} for o, s in zip(own, scored, strict=True)]
-
-    def _models(self) -> Any:
-        """The models of the local cache that the owner allows, with what opens each; see `picker.choices`."""
-        limits = chosen()
-        spread = len(self.handle.devices) > 1
-        found = choices(limits.device or None, limits.dtype or None, limits.models, spread)
-        return [{**to_plain(c), "fits": c.fits, "command": c.command} for c in found]
 
     def edit(
         self,

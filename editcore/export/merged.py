@@ -113,6 +113,7 @@ def _sum(value: Tensor, delta: Tensor, kind: torch.dtype) -> tuple[nn.Parameter,
     The change made is counted from the unedited weight in the same number format: what rounding does to both is no
     part of the edit.
     """
+    delta = delta.to(value.device)
     made = (value.float() + delta).to(kind)
     missing = (made.float() - value.to(kind).float() - delta).norm() ** 2
     return nn.Parameter(made.contiguous(), requires_grad=False), missing
