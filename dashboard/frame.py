@@ -200,9 +200,9 @@ def model_words(model: ModelInfo) -> str:
     """A model, its size, its device and number format with the reason for each."""
     count = model.parameters
     amount = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+    name = f"{model.name} at {model.revision[:12]}" if model.revision else model.name
     return (
-        f"{model.name}, {amount} parameters, on {model.device} ({model.device_reason}), "
-        f"{model.dtype} ({model.dtype_reason})"
+        f"{name}, {amount} parameters, on {model.device} ({model.device_reason}), {model.dtype} ({model.dtype_reason})"
     )
 
 

@@ -20,7 +20,7 @@ _HOMES = {
     "export_patch": "editcore.export",
     "import_adapter": "editcore.export",
     "import_edits": "editcore.export",
-    "load": "editcore.handle",
+    "load": "editcore.opening",
     "load_patch": "editcore.patch",
     "run_edit": "editcore.edit",
     "run_edits": "editcore.edit",

@@ -18,7 +18,11 @@ from editcore.errors import ModelError
 from editcore.home import home_dir
 from editcore.settings import Settings
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+# From the root of a disk on, up to its last part; after a letter or another slash it is a name or an address. One in
+# quotes may hold spaces.
+_QUOTED = re.compile(r"(['\"])(?:[A-Za-z]:)?[/\\](?:[^'\"\n]*[/\\])*([^'\"/\\\n]*)\1")
+_PATH = re.compile(r"(?<![\w./:…'\"])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*([^/\\\s'\",;:)]+)")
 
 
 def admitted(name: str, limits: Settings) -> str:
@@ -31,7 +35,7 @@ def admitted(name: str, limits: Settings) -> str:
         return name
     folder = _folder(name)
     if folder is None:
-        if _HUB_ID.fullmatch(name) and ".." not in name and (not limits.models or name in limits.models):
+        if HUB_ID.fullmatch(name) and ".." not in name and (not limits.models or name in limits.models):
             return name
     elif any(folder.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None):
         return str(folder)
@@ -40,6 +44,18 @@ def admitted(name: str, limits: Settings) -> str:
         "The embedded model, a hub id or a folder within the allowed ones was wanted.",
         "Whoever runs this page allows others with the settings models and model_roots.",
     )
+
+
+def public_name(name: str) -> str:
+    """A model's name as a page shows it: of a folder, what it is called itself and not where it lies."""
+    folder = None if name == WORLD_NAME else _folder(name)
+    return name if folder is None else f"…/{folder.name}"
+
+
+def discreet(error: ModelError) -> ModelError:
+    """The same refusal for people who did not name the model: no path and nothing else of the disk is told."""
+    parts = (_QUOTED.sub(r"\1…/\2\1", part) for part in (error.seen, error.wanted, error.try_))
+    return type(error)(*(_PATH.sub(r"…/\1", part) for part in parts))
 
 
 def _folder(name: str) -> Path | None:

@@ -170,11 +170,11 @@ def search_values(
     )
     counts = [len(wish.rows) + 1 for wish in wishes]
     first = [sum(counts[:i]) for i in range(len(counts))]
-    owner = torch.repeat_interleave(torch.arange(len(wishes)), torch.tensor(counts)).to(handle.device)
+    owner = torch.repeat_interleave(torch.arange(len(wishes)), torch.tensor(counts)).to(site.device)
     outputs = [upper.y] if upper.y_beside is None else [upper.y, upper.y_beside]
     original = outputs[0][:, 0].float()
     sizes = [y[first, 0].float().norm(dim=1) for y in outputs]
-    deltas = [torch.zeros(len(wishes), y.shape[-1], device=handle.device, requires_grad=True) for y in outputs]
+    deltas = [torch.zeros(len(wishes), y.shape[-1], device=y.device, requires_grad=True) for y in outputs]
     optimiser = torch.optim.Adam(deltas, lr=dials.rate, betas=(dials.momentum, 0.999))
 
     def adding(delta: Tensor) -> Change:
@@ -197,9 +197,8 @@ def search_values(
             torch.nn.functional.kl_div(old, now, log_target=True, reduction="sum")
             for old, now in zip(before, said, strict=True)
         ])  # fmt: skip
-        held = dials.kl * moved + sum(
-            dials.decay * d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)
-        )
+        long = torch.stack([d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)]).sum(0)
+        held = dials.kl * moved + dials.decay * long.to(moved.device)
         reached, apart = (missed + held).detach().tolist(), moved.detach().tolist()
         most_likely = [settles and _first_everywhere(a, w.rows) for a, w in zip(answers, wishes, strict=True)]
         open_ = [i for i in range(len(wishes)) if i not in found]
@@ -215,8 +214,8 @@ def search_values(
         if len(found) == len(wishes):
             break
         optimiser.zero_grad(set_to_none=True)
-        weights = torch.tensor([dials.eased if likely else 1.0 for likely in most_likely], device=handle.device)
-        (weights * missed + held).sum().backward()
+        weights = torch.tensor([dials.eased if likely else 1.0 for likely in most_likely], device=missed.device)
+        (weights * missed + held).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
             for d, size in zip(deltas, sizes, strict=True):

@@ -4,7 +4,8 @@ The blocks are the one module list as long as the number of layers; of an encode
 the encoder and then that of the decoder, numbered on. The edited matrix of a block (its *site*) is the last linear map
 the block executes whose output is as wide as the embedding. A block that holds a parameter of three or more dimensions
 is refused: mixtures of experts and state-space layers keep their weights so, and would be edited silently in the wrong
-place. What cannot be proved is refused.
+place. So is a single stack that reads both ways: what stands behind a token must not change it. What cannot be proved
+is refused.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Site:
         """W as [d_out, d_in], a view of the model's own parameter."""
         stored: Tensor = self.module.weight  # type: ignore[assignment]
         return stored.T if self.transposed else stored
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies: of a model on several devices, not always where its first tokens are read."""
+        return self.weight().device
 
     def bias(self) -> Tensor | None:
         """b [d_out], or None."""
@@ -92,6 +98,8 @@ def study(model: Any) -> Anatomy:
         _refuse_odd(blocks, path)
     width = model.get_input_embeddings().weight.shape[-1]
     width = getattr(config, "hidden_size", width) or width
+    if not two_stacks(model):
+        _refuse_both_ways(model, lists[0][1][-1])
     split = sum(len(blocks) for _, blocks in lists[:-1])
     named = [(f"{path}.{i}", block) for path, blocks in lists for i, block in enumerate(blocks)]
     sites = _sites(model, named, int(width), split)
@@ -211,11 +219,33 @@ def _sites(model: Any, named: list[tuple[str, nn.Module]], width: int, split: in
 
 
 @torch.no_grad()
-def _run(model: Any) -> None:
+def _run(model: Any, last: int = 3) -> None:
+    """Four tokens through the model, the last of them of this id."""
     table = model.get_input_embeddings().weight
-    ids = torch.arange(4, device=table.device)[None] % table.shape[0]
+    ids = torch.tensor([[0, 1, 2, last]], device=table.device) % table.shape[0]
     more = {"decoder_input_ids": ids} if two_stacks(model) else {}
     model(input_ids=ids, use_cache=False, **more)
+
+
+def _refuse_both_ways(model: Any, block: nn.Module) -> None:
+    """Raises ModelError when another last token changes what `block` makes of those before it."""
+    seen: list[Tensor] = []
+
+    def keep(_m: nn.Module, _i: Any, out: Any) -> None:
+        seen.append((out[0] if isinstance(out, tuple) else out).reshape(4, -1)[:3].float())
+
+    hook = block.register_forward_hook(keep)
+    try:
+        for last in (3, 4):
+            _run(model, last)
+    finally:
+        hook.remove()
+    if (seen[1] - seen[0]).abs().max() > MOVED * seen[0].abs().max():
+        raise ModelError(
+            f"{type(model).__name__} reads both ways: a token depends on those behind it.",
+            "A model that continues a text token by token was wanted.",
+            "Use a decoder (GPT, Llama, Qwen, Mistral, Gemma, Phi, ...).",
+        )
 
 
 def _adds(model: Any, block: nn.Module, site: Site) -> bool:

@@ -17,6 +17,7 @@ from editcore.admission import settle
 from editcore.assets import WORLD_NAME
 from editcore.cli_doctor import doctor
 from editcore.cli_export import exporting
+from editcore.cli_model import AsJson, Device, DeviceMap, Dtype, Model, Revision, models, open_model
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, locate, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
@@ -29,13 +30,9 @@ app = typer.Typer(
 world_app = typer.Typer(no_args_is_help=True, help="The embedded model: build it from its tables, check it.")
 app.add_typer(world_app, name="world")
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; chosen for you when left out.")]
 SetAny = Annotated[
     list[str] | None, typer.Option("--set", help="A limit or another setting, name=value; see `editcore doctor`.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 OPEN = (
     "No password is set: whoever reaches this address can edit. README, “For several people”, says how to ask for one."
@@ -61,6 +58,10 @@ def dashboard(
         typer.Option("--model", "-m", help="Embedded model, local folder or hub id.", show_default=WORLD_NAME),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     address: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
     headless: Annotated[bool, typer.Option(help="Do not open a browser.")] = False,
     set_: SetAny = None,
@@ -68,7 +69,8 @@ def dashboard(
     """Opens the page."""
     import dashboard as pages
 
-    limits = settle({**parse_settings(set_ or []), **({"model": model} if model else {})})
+    named = {"model": model, "revision": revision, "device": device, "dtype": dtype, "device_map": device_map}
+    limits = settle({**parse_settings(set_ or []), **{name: value for name, value in named.items() if value}})
     if address not in ("127.0.0.1", "localhost", "::1") and limits.password is None:
         err.print(OPEN, style="yellow", markup=False, highlight=False)
     folder = Path(pages.__file__).resolve().parent
@@ -102,8 +104,10 @@ def edit(
         list[str] | None, typer.Option("--set", help="A setting of the method, name=value; repeatable.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the patch into this new folder.")] = None,
+    revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Edits one belief, or many together, and reports what moved; what it is checked by is proposed when not given."""
@@ -118,10 +122,9 @@ def edit(
     from editcore.edit import proposed, run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.export import export_patch
-    from editcore.handle import load
 
     asked = edits_of(cases, None, None, distinct=True, told=True) if cases else ()
-    handle = load(model, device=device, dtype=dtype)
+    handle = open_model(model, revision, device, dtype, device_map)
     read_as = form_of(handle, form)
     if cases and read_as == "chat":
         asked = edits_of(cases, None, None, distinct=True, form=read_as)
@@ -174,17 +177,18 @@ def probe(
     model: Model = WORLD_NAME,
     patch: Annotated[Path | None, typer.Option(help="Folder of a saved patch.")] = None,
     form: FormOption = None,
+    revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Asks the model, with or without a saved patch."""
     from editcore import gate, measure
-    from editcore.handle import load
     from editcore.patch import load_patch
 
     gate.check_prompts(prompts)
-    handle = load(model, device=device, dtype=dtype)
+    handle = open_model(model, revision, device, dtype, device_map)
     read_as = form_of(handle, form)
     patches = [load_patch(patch, handle.fingerprint, handle.device)] if patch else []
     readings = measure.answer(handle, prompts, patches, read_as)
@@ -217,22 +221,23 @@ def bench(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting for every method named, name=value.")
     ] = None,
+    revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Scores methods over many edits, each made on the unedited model."""
     from editcore.bench import counterfactuals, run_bench
     from editcore.edit import world_of
     from editcore.engine import home_dir
-    from editcore.handle import load
     from editcore.methods import METHODS, find_method
 
     wanted = [name.strip() for text in method or ("rome,ft,ft-l",) for name in text.split(",")]
     every = [name.lower() for name in wanted] == ["all"]
     names = [m.name for m in METHODS] if every else list(dict.fromkeys(find_method(name).name for name in wanted))
     shared = parse_settings(set_ or [])
-    handle = load(model, device=device, dtype=dtype)
+    handle = open_model(model, revision, device, dtype, device_map)
     world = world_of(handle)
     if cases is None and world is None:
         raise BadRequest(f"{model!r} has no tables to draw cases from.", "", "Name a file with --cases.")
@@ -282,7 +287,7 @@ def world_build(
 ) -> None:
     """Trains the embedded model from its tables: the same text and seed each time."""
     from editcore.assets import world_dir
-    from editcore.handle import choose_device
+    from editcore.devices import choose_device
     from editcore.world.build import Recipe, build, save, write_statistics
     from editcore.world.facts import load_world
 
@@ -302,14 +307,17 @@ def world_build(
 def world_check(
     model: Model = WORLD_NAME,
     edits: Annotated[int, typer.Option(min=1, help="Random counterfactual edits for each method.")] = 200,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Measures the embedded model against its bars; exit code 1 when one is missed."""
-    from editcore.handle import load
     from editcore.world import check
     from editcore.world.facts import load_world
 
-    handle, world = load(model), load_world()
+    handle, world = open_model(model, revision, device, dtype, device_map), load_world()
     bars = check.reference_bars(handle)
     with bar("recall", quiet=as_json) as advance:
         bars += check.recall_bars(handle, world, advance)
@@ -336,6 +344,7 @@ def _draw(title: str, model: Any, reports: Sequence[Any]) -> Any:
 
 
 app.command("export")(exporting(_draw))
+app.command("models")(models)
 app.command("doctor")(doctor)
 app.command("train")(train)
 app.command("locate")(locate)

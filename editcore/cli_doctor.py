@@ -52,7 +52,7 @@ def _machine() -> dict[str, Any]:
     import psutil
 
     from editcore.assets import world_dir
-    from editcore.handle import choose_device, choose_dtype
+    from editcore.devices import choose_device, choose_dtype
     from editcore.local import local_models
 
     device, why = choose_device()

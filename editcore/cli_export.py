@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from editcore.assets import WORLD_NAME
+from editcore.cli_model import Device, DeviceMap, Revision, open_model
 from editcore.errors import BadRequest
 from editcore.records import to_plain
 from editcore.terminal import bar, out, show_json
@@ -37,7 +38,10 @@ def exporting(draw: Draw) -> Callable[..., None]:
             int | None, typer.Option(min=1, help="peft: directions kept of an edit that changes all of a matrix.")
         ] = None,
         model: Annotated[str, typer.Option("--model", "-m", help="The model they were made for.")] = WORLD_NAME,
-        device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you.")] = None,
+        revision: Revision = None,
+        device: Device = None,
+        device_map: DeviceMap = None,
+        load_dtype: Annotated[str | None, typer.Option(help="Number format the model is opened in; chosen.")] = None,
         dtype: Annotated[str | None, typer.Option(help="Number format of merged files; the model's own.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
@@ -46,7 +50,7 @@ def exporting(draw: Draw) -> Callable[..., None]:
             raise BadRequest(f"--rank is no option of {format}.", "Only adapters have a rank.", "Leave it out.")
         if dtype is not None and format != "merged":
             raise BadRequest(f"--dtype is no option of {format}.", "Only merged models take one.", "Leave it out.")
-        handle = _load(model, device)
+        handle = open_model(model, revision, device, load_dtype, device_map)
         edits = in_session(handle, session) if session and not patch else chosen(handle, patch or [], session)
         if format == "report":
             return _report(draw, handle, edits, to, as_json)
@@ -96,12 +100,6 @@ def chosen(handle: Any, patches: Sequence[Path], session: str | None = None) -> 
     if not patches:
         raise BadRequest("No edit is named.", "", "Give the folder of a saved edit with --patch, or --session.")
     return tuple(edit for folder in patches for edit in import_edits(handle, folder))
-
-
-def _load(model: str, device: str | None) -> Any:
-    from editcore.handle import load
-
-    return load(model, device=device)
 
 
 def _write(

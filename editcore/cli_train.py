@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from editcore.assets import WORLD_NAME
+from editcore.cli_model import Device, DeviceMap, Dtype, Model, Revision, open_model
 from editcore.cli_show import show_finding
 from editcore.errors import BadRequest
 from editcore.terminal import FormOption, bar, form_of, out, show_json
 from editcore.tuning import known_settings, path_in
-
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
 
 
 def train(
@@ -35,17 +34,19 @@ def train(
     to: Annotated[
         Path | None, typer.Option(help="Folder the result goes to; the model's own, or the data folder.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trains a method that learns to edit (MEND, MALMEN, ENN, KE, SERAC), once per model."""
     from editcore.engine import home_dir
-    from editcore.handle import load
     from editcore.learned import Dials, Heard
     from editcore.trained import path_in as artifact
     from editcore.training import train_method
 
-    handle = load(model, device=device)
+    handle = open_model(model, revision, device, dtype, device_map)
     folder = to or (handle.folder if handle.embedded and handle.folder else home_dir())
     read_as = form_of(handle, form)
     name = f"{handle.fingerprint}.{method}{'.chat' if read_as == 'chat' else ''}"
@@ -74,17 +75,19 @@ def locate(
         typer.Option(help="A file of edits, for their prompts and subjects; common ones when left out."),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Most facts to trace.")] = 24,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; chosen for you when left out.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Finds out where to edit a model: traces a handful of its own facts, and keeps the answer for it."""
     from editcore import locate as finder
     from editcore.cases import read_file
     from editcore.engine import home_dir
-    from editcore.handle import load
 
     prompts = finder.prompts_of(read_file(facts).requests) if facts else ()
-    handle, home = load(model, device=device), home_dir()
+    handle, home = open_model(model, revision, device, dtype, device_map), home_dir()
     with bar("tracing", quiet=as_json) as advance:
         found = finder.locate(handle, prompts, facts=most, home=home, report=lambda p: advance(p.step, p.steps, p.text))
     show_finding(found, path_in(home, handle.fingerprint), known_settings(handle.name).source, as_json)
@@ -93,14 +96,17 @@ def locate(
 def corpus(
     file: Annotated[Path, typer.Argument(help="Plain text like what the model was trained on.")],
     model: Model = WORLD_NAME,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps a text for a model: statistics are read on it and FT + replay replays it."""
     from editcore.corpus import store
     from editcore.engine import home_dir
-    from editcore.handle import load
 
-    handle = load(model)
+    handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has its own training text.", "Another model was wanted.", "Use --model.")
     kept = store(handle, home_dir(), file)
@@ -112,14 +118,17 @@ def corpus(
 def examples(
     file: Annotated[Path, typer.Argument(help="A file of edits with paraphrases and probes; see `bench`.")],
     model: Model = WORLD_NAME,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps example edits for a model: IKE shows them in front of an edit."""
     from editcore.demonstrations import store
     from editcore.engine import home_dir
-    from editcore.handle import load
 
-    handle = load(model)
+    handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has example edits of its own.", "Another model was wanted.", "Use --model.")
     kept = store(handle, home_dir(), file)

@@ -63,7 +63,17 @@ class Unsuited(BadInput):
 
 
 class ModelError(EditcoreError):
-    """The model cannot be loaded, or not edited safely."""
+    """The model cannot be loaded, or not edited safely.
+
+    Args:
+        private: what only whoever runs this machine should read, such as what else is on its disk. It is part of the
+            message here and does not cross to a page.
+    """
+
+    def __init__(self, seen: str, wanted: str = "", try_: str = "", private: str = "") -> None:
+        super().__init__(seen, wanted, try_)
+        self.private = private
+        self.args = (" ".join(part for part in (seen, wanted, try_, private) if part),)
 
 
 class WrongModel(ModelError):
@@ -97,3 +107,8 @@ BY_NAME: dict[str, type[EditcoreError]] = {
         ModelError, WrongModel, PatchError, Diverged, Cancelled, EngineError, EngineBusy,
     )
 }  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, cut where it gets long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -93,7 +93,7 @@ def log_probabilities(handle: Handle, batch: Texts, fast: bool = False) -> Tenso
     """
     with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=fast):
         logits = logits_at(handle.model, batch.layout, batch.line, batch.place)
-    return torch.log_softmax(logits.float(), -1)
+    return torch.log_softmax(logits.to(batch.ids.device).float(), -1)
 
 
 def losses(log_p: Tensor, batch: Texts) -> Tensor:
@@ -114,7 +114,7 @@ def changed(sites: Sequence[Site], factors: Factors) -> Iterator[None]:
         return hook
 
     hooks = [
-        site.module.register_forward_hook(add(r, w))
+        site.module.register_forward_hook(add(r.to(site.device), w.to(site.device)))
         for site, r, w in zip(sites, factors.read, factors.write, strict=True)
     ]
     try:
@@ -153,8 +153,10 @@ def gradients(
         for hook in hooks:
             hook.remove()
     real = [batch.layout.real(site.encoder) for site in sites]
-    read = [seen[site.module][0].reshape(*r.shape, -1).float() for site, r in zip(sites, real, strict=True)]
-    write = [g.reshape(*r.shape, -1).float() * r[..., None] for g, r in zip(found, real, strict=True)]
+    read = [
+        seen[site.module][0].reshape(*r.shape, -1).float().to(r.device) for site, r in zip(sites, real, strict=True)
+    ]
+    write = [g.reshape(*r.shape, -1).float().to(r.device) * r[..., None] for g, r in zip(found, real, strict=True)]
     if not graph:
         read, write, log_p = [x.detach() for x in read], [g.detach() for g in write], log_p.detach()
     return Factors(tuple(read), tuple(write)), log_p

@@ -5,8 +5,6 @@ It tokenizes, runs and generates. It knows no method and no page.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,26 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from editcore.anatomy import Anatomy, study, two_stacks
-from editcore.assets import WORLD_NAME, world_dir
+from editcore.anatomy import Anatomy
+from editcore.assets import world_dir
 from editcore.chat import RAW, Envelope, chat, enclosed
-from editcore.errors import BadRequest, ModelError
+from editcore.errors import BadRequest
 from editcore.gate import check_form
-from editcore.layout import Layout, automatic, closing, logits_at, opening, sampled
-from editcore.local import hub_answers
+from editcore.layout import Layout, automatic, logits_at, sampled
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached, bared
 from editcore.prompts import reading, unread
 from editcore.records import EditRequest, Form, ModelInfo
 from editcore.scope import EditMemory
-from editcore.spans import Row, encode, encode_apart, require_offsets
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from editcore.spans import Row, encode, encode_apart
 
 
 @dataclass(eq=False)
@@ -55,6 +47,7 @@ class Handle:
     home: Path | None = None  # the data folder, for what is made for this model
     opening: tuple[int, ...] = ()  # of everything a decoder says to an encoder's prompt; empty: there is one stack
     closing: tuple[int, ...] = ()  # ends everything it says
+    revision: str = ""  # commit of the hub it was loaded from
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)  # results that hold for this model only
     standing: tuple[Patch, ...] = ()  # what is in place now, the last on top: set by `using`
@@ -84,15 +77,25 @@ class Handle:
         return int(min((n for name in limits if (n := getattr(config, name, 0))), default=2048))
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: ids from here on are none."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where the weights lie, in the order they are met."""
+        return tuple(dict.fromkeys(str(p.device) for p in self.model.parameters()))
+
+    @property
     def seed(self) -> int:
         """A seed that depends on nothing but the model."""
         return int(self.fingerprint[:8], 16)
 
     @property
     def pad(self) -> int:
-        """An id for positions nobody reads."""
+        """An id for positions nobody reads, inside the embedding table."""
         for found in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if found is not None:
+            if found is not None and 0 <= found < self.vocabulary:
                 return int(found)
         return 0
 
@@ -105,13 +108,14 @@ class Handle:
             architecture=type(self.model).__name__,
             parameters=sum(p.numel() for p in parameters),
             layers=len(self.anatomy.blocks),
-            device=str(self.device),
+            device=" and ".join(self.devices) if len(self.devices) > 1 else str(self.device),
             device_reason=self.device_reason,
             dtype=str(self.dtype).removeprefix("torch."),
             dtype_reason=self.dtype_reason,
             embedded=self.embedded,
             bytes=sum(p.numel() * p.element_size() for p in parameters),
             chat=self.chats,
+            revision=self.revision,
         )
 
     @contextmanager
@@ -275,6 +279,7 @@ class Handle:
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both [rows, longest]. Right padding is exact at every real token."""
+        self._check_ids(rows)
         longest = max(map(len, rows))
         self.check_length(longest)
         ids = torch.full((len(rows), longest), self.pad)
@@ -283,6 +288,26 @@ class Handle:
             ids[i, : len(row)] = torch.tensor(list(row))
             mask[i, : len(row)] = 1
         return ids.to(self.device), mask.to(self.device)
+
+    def kept(self, positions: Sequence[int]) -> Any:
+        """Positions whose logits are wanted, as a model takes them.
+
+        Of a model on several devices the head lies elsewhere than the ids: a plain list is taken everywhere.
+        """
+        several = len(self.devices) > 1
+        return list(positions) if several else torch.tensor(list(positions), device=self.device)
+
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raises BadRequest for what would break the process on a GPU: no tokens, ids past the table."""
+        if not rows or not all(rows):
+            raise BadRequest("A text without tokens was to be read.", "At least one token was wanted.", "Write more.")
+        low, high = min(map(min, rows)), max(map(max, rows))
+        if low < 0 or high >= self.vocabulary:
+            raise BadRequest(
+                f"A text has the token {low if low < 0 else high}.",
+                f"This model has tokens 0 to {self.vocabulary - 1}.",
+                "Put the model's own tokenizer files beside its weights.",
+            )
 
     def check_length(self, tokens: int) -> None:
         """Raises BadRequest when a row is longer than the model's context."""
@@ -310,7 +335,7 @@ class Handle:
     def _read(self, rows: Sequence[Row]) -> list[Tensor]:
         ids, mask = self.batch([row.ids for row in rows])
         wanted = sorted({p for row in rows for p in _positions(row)})
-        keep = torch.tensor(wanted, device=ids.device)
+        keep = self.kept(wanted)
         starts = torch.tensor([row.start for row in rows], device=ids.device)
         with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
             out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
@@ -328,6 +353,7 @@ class Handle:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0) -> list[str]:
         """Greedy continuations of at most `tokens` and at least `least` tokens, as text without the prompt."""
+        self._check_ids(prompts)
         if self.encoder_decoder:
             said = self.say(prompts, tokens, least, do_sample=False)
             return [self.tokenizer.decode(row, skip_special_tokens=True) for row in said]
@@ -371,169 +397,3 @@ def _by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
-    """A device and the reason for it.
-
-    Raises:
-        ModelError: the wanted device is not there.
-    """
-    if wanted:
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise ModelError(
-                f"Device {wanted!r} was asked for.", "No CUDA device is usable on this machine.", "Use --device cpu."
-            )
-        try:
-            return torch.device(wanted), "asked for"
-        except RuntimeError as error:
-            raise ModelError(f"Device {wanted!r} is unknown.", "", "Use cpu, cuda or cuda:0.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda"), f"a GPU is present ({torch.cuda.get_device_name()})"
-    return torch.device("cpu"), "no GPU was found"
-
-
-def choose_dtype(device: torch.device, wanted: str | None = None) -> tuple[torch.dtype, str]:
-    """A number format and the reason for it.
-
-    Raises:
-        ModelError: the name is unknown.
-    """
-    if wanted and wanted != "auto":
-        if wanted not in DTYPES:
-            raise ModelError(f"The number format {wanted!r} is unknown.", "", f"Use one of {', '.join(DTYPES)}.")
-        return DTYPES[wanted], "asked for"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16, "half the memory, and the GPU computes in it natively"
-    return torch.float32, "exact, and the fastest format on a CPU"
-
-
-def load(
-    name: str = WORLD_NAME, *, device: str | None = None, dtype: str | None = None, revision: str | None = None
-) -> Handle:
-    """Loads a model by the embedded model's name, a local folder, or a hub id.
-
-    Raises:
-        ModelError: it cannot be found, read or safely edited; the message says what to do.
-    """
-    chosen, why_device = choose_device(device)
-    kind, why_dtype = choose_dtype(chosen, dtype)
-    source, folder = _locate(name)
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    away = folder is None and not hub_answers()
-    if away or folder is not None:
-        options["local_files_only"] = True
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = _auto_class(source, options).from_pretrained(source, dtype=kind, use_safetensors=True, **options)
-    except SafetensorError as error:
-        raise ModelError(
-            f"A weight file of {name!r} is damaged ({error}).", "", "Download or copy the model again."
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if away and isinstance(error, OSError):
-            raise ModelError(
-                f"{name!r} is not on this machine, and the hub cannot be reached.",
-                "",
-                f"Connect to the network, or name a folder. The embedded model {WORLD_NAME!r} is always there.",
-            ) from error
-        raise ModelError(
-            f"{name!r} could not be loaded ({type(error).__name__}: {_first_line(error)}).",
-            "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
-            f"The embedded model {WORLD_NAME!r} is always there.",
-        ) from error
-    return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, folder)
-
-
-def _auto_class(source: str, options: dict[str, Any]) -> Any:
-    """What builds the model in `source`: an encoder-decoder, or a decoder alone."""
-    config = AutoConfig.from_pretrained(source, **options)
-    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
-
-
-def wrap(
-    model: Any,
-    tokenizer: Any,
-    name: str,
-    device: torch.device | None = None,
-    device_reason: str = "where it was",
-    dtype: torch.dtype | None = None,
-    dtype_reason: str = "as it was",
-    folder: Path | None = None,
-) -> Handle:
-    """A handle over a model that is already in memory; checks tokenizer and structure.
-
-    Raises:
-        ModelError: the tokenizer does not fit, or the structure cannot be proved.
-    """
-    _check_tokenizer(tokenizer, model, name)
-    apart = two_stacks(model)
-    device = device or next(model.parameters()).device
-    model = model.to(device).eval().requires_grad_(False)
-    return Handle(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        device_reason=device_reason,
-        dtype=dtype or next(model.parameters()).dtype,
-        dtype_reason=dtype_reason,
-        fingerprint=fingerprint(model),
-        anatomy=study(model),
-        folder=folder,
-        opening=opening(model, tokenizer) if apart else (),
-        closing=closing(tokenizer) if apart else (),
-    )
-
-
-def _locate(name: str) -> tuple[str, Path | None]:
-    if name == WORLD_NAME:
-        if not (world_dir() / "config.json").exists():
-            raise ModelError(
-                f"The embedded model {WORLD_NAME!r} is not in {world_dir().name}/.",
-                "",
-                "Run `editcore world build` to make it.",
-            )
-        return str(world_dir()), world_dir()
-    looks_local = name.startswith((".", "/", "~")) or os.sep * 2 in name or Path(name).expanduser().is_dir()
-    if not looks_local:
-        return name, None
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(f"There is no folder {name!r}.", "A hub id or a model folder was wanted.", "Check the path.")
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{name!r} is not a model folder.", "A folder with config.json was wanted.", "Check the path.")
-    return str(folder), folder
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
-
-
-def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
-    require_offsets(tokenizer)
-    sample = "The capital of France"
-    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
-    rows = model.get_input_embeddings().weight.shape[0]
-    if not ids or tokenizer.decode(ids).strip() != sample or max(ids) >= rows:
-        raise ModelError(
-            f"The tokenizer of {name!r} does not fit its model: {sample!r} became {tokenizer.decode(ids)!r}.",
-            "A tokenizer that gives the text back, with ids inside the embedding table, was wanted.",
-            "Put the model's own tokenizer files beside its weights.",
-        )
-
-
-def fingerprint(model: Any) -> str:
-    """A short hash of the weights: names, shapes and up to 1,024 spread values of each parameter.
-
-    Values are rounded to bfloat16 first, so the same checkpoint loaded in another precision has the same fingerprint.
-    """
-    digest = hashlib.sha256()
-    for path, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        stride = max(1, flat.numel() // 1024)
-        sample = flat[::stride][:1024].to(torch.bfloat16).float().cpu().numpy()
-        digest.update(f"{path}{tuple(parameter.shape)}".encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()[:16]

@@ -98,7 +98,8 @@ def logits_at(model: Any, layout: Layout, line: Tensor, place: Tensor, encoded: 
     """
 
     def pick(_m: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][line, place][None], *args[1:])
+        where = args[0].device
+        return (args[0][line.to(where), place.to(where)][None], *args[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:

@@ -302,6 +302,7 @@ def _hook(module: nn.Module, parts: Sequence[tuple[Part, float]]) -> Any:
 
     def change(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x, prompts = args[0], being_read()
+        prompts = None if prompts is None else prompts.at(x.device)
         more = [part.apply(x, out) if s == 1.0 else part.apply(x, out) * s for part, s in added]
         if prompts is not None and (routed := gate.addition(x, prompts)) is not None:
             more.append(routed)

@@ -21,6 +21,15 @@ class Prompts:
 
     tokens: Tensor  # [rows, tokens], bool: the prompt's own tokens in the first pass; the rest is answer or padding
     held: dict[object, Tensor] = field(default_factory=dict)  # who decided -> what, for the passes after the first
+    elsewhere: dict[torch.device, Prompts] = field(default_factory=dict, repr=False)
+
+    def at(self, device: torch.device) -> Prompts:
+        """The same on another device, for a module that lies there; what was decided is shared."""
+        if self.tokens.device == device:
+            return self
+        if device not in self.elsewhere:
+            self.elsewhere[device] = Prompts(self.tokens.to(device), self.held, self.elsewhere)
+        return self.elsewhere[device]
 
     @property
     def last(self) -> Tensor:

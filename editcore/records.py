@@ -211,6 +211,7 @@ class ModelInfo:
     embedded: bool  # the world model, whose facts can be browsed
     bytes: int  # weights
     chat: bool = False  # it has a chat template that can be used
+    revision: str = ""  # commit of the hub
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ class Upper:
         finally:
             for hook in hooks:
                 hook.remove()
-        tail = (self._row, self._index)
+        tail = self._tail(seen["x"].device)
         shape = (len(self.rows), self._ids.shape[1], -1)
         self.x = seen["x"].reshape(shape)[tail]
         self.y = seen["out" if self.block else "y"].reshape(shape)[tail]
@@ -189,6 +189,10 @@ class Upper:
         if check:
             self.handle.memory["behind the blocks"] = behind
         return plain
+
+    def _tail(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Index of every row's tail, for tensors on that device."""
+        return self._row.to(device), self._index.to(device)
 
     def _around(self) -> list[nn.Module]:
         """The modules beside the block list and beside the modules that hold it."""
@@ -215,7 +219,7 @@ class Upper:
         use_cache: bool = False,
     ) -> Tensor:
         wanted = sorted(set(reads))
-        keep = torch.tensor(wanted, device=ids.device)
+        keep = self.handle.kept(wanted)
         more = {} if positions is None else {"position_ids": positions}
         if cache is not None:
             more["past_key_values"] = cache
@@ -223,8 +227,9 @@ class Upper:
             out = self.handle.model(
                 input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more
             )
+        logits = out.logits.to(ids.device)
         at = torch.tensor([wanted.index(p) for p in reads], device=ids.device)
-        return torch.log_softmax(out.logits[self._read_row, at].float(), -1)
+        return torch.log_softmax(logits[self._read_row, at].float(), -1)
 
     def _announced(self, ids: Tensor) -> AbstractContextManager[None]:
         """Says where the prompts end, in a pass over whole rows: each where its first logits are wanted."""
@@ -307,10 +312,10 @@ class Upper:
             for block, args, kwargs in self._calls[first - self.first :]:
                 out = block(hidden, *args, **kwargs)
                 hidden = out[0] if isinstance(out, tuple) else out
-            hidden = hidden[self._reads][None]
+            hidden = hidden[tuple(index.to(hidden.device) for index in self._reads)][None]
             for module in self.handle.memory["behind the blocks"]:
                 hidden = module(hidden)
-            return torch.log_softmax(hidden[0].float(), -1)
+            return torch.log_softmax(hidden[0].to(self._ids.device).float(), -1)
         cache = _Prefix(self._kept, self._prefix) if self._prefix else None
         noted = self._noted() if first == self.first else nullcontext()
         with self._standing_in(hidden, first), noted:
@@ -347,11 +352,11 @@ class Upper:
         def at_tail(x: Tensor, y: Tensor) -> Tensor:
             shape = (len(self.rows), self._ids.shape[1], -1)
             wide = y.reshape(shape)
-            tail = (self._row, self._index)
-            real = torch.arange(self._index.shape[1], device=y.device)[None] < self._tail_lengths()[:, None]
-            new = change(x.reshape(shape)[tail], wide[tail])
+            row, index = self._tail(y.device)
+            real = torch.arange(index.shape[1], device=y.device)[None] < self._tail_lengths().to(y.device)[:, None]
+            new = change(x.reshape(shape)[row, index], wide[row, index])
             b, t = torch.nonzero(real, as_tuple=True)
-            return wide.index_put((b, self._index[b, t]), new[b, t]).reshape(y.shape)
+            return wide.index_put((b, index[b, t]), new[b, t]).reshape(y.shape)
 
         return at_tail
 

@@ -312,7 +312,8 @@ class Router:
         if prompts is None or (self, number) in prompts.held:
             return
         hidden = out[0] if isinstance(out, tuple) else out
-        keys = self.networks[number].classifier(look(hidden.reshape(*prompts.tokens.shape, -1), prompts.tokens))
+        hidden = hidden.reshape(*prompts.tokens.shape, -1).to(prompts.tokens.device)
+        keys = self.networks[number].classifier(look(hidden, prompts.tokens))
         prompts.held[self, number] = log_odds(keys, self.memories[number].keys).sigmoid()
 
     def _decided(self, prompts: Prompts) -> Tensor:
@@ -330,7 +331,7 @@ class Router:
         if prompts is None or (self, "ids") not in prompts.held:
             return None
         chosen, ids, wide = self._decided(prompts), prompts.held[self, "ids"], out[0] if isinstance(out, tuple) else out
-        now = wide.reshape(len(ids), -1, wide.shape[-1])
+        now = wide.reshape(len(ids), -1, wide.shape[-1]).to(ids.device)
         behind = torch.arange(ids.shape[1] - now.shape[1], ids.shape[1], device=ids.device) - prompts.last[:, None]
         here = (chosen >= 0)[:, None] & (behind >= 0) & (behind < self.lengths[chosen, 1][:, None])
         if not bool(here.any()):
@@ -345,8 +346,9 @@ class Router:
                 continue
             edit = chosen[taken]
             texts = Pair.of(self.ids[edit], self.lengths[edit], ids[taken], first[taken], prompts.last[taken])
-            said = network.counterfactual(texts, self.table.weight, self.model.get_output_embeddings().weight)
+            head = self.model.get_output_embeddings().weight.to(ids.device)
+            said = network.counterfactual(texts, self.table.weight, head)
             mixed = torch.lerp(now[taken].float(), said[:, -now.shape[1] :], self.strengths[edit][:, None, None])
             result[taken] = torch.where(here[taken][..., None], mixed.to(now.dtype), now[taken])
-        result = result.reshape(wide.shape)
+        result = result.reshape(wide.shape).to(wide.device)
         return (result, *out[1:]) if isinstance(out, tuple) else result

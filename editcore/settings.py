@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -55,6 +55,12 @@ class Settings(BaseSettings):
 
     # who may come, and what is opened for them
     model: str = Field(WORLD_NAME, description="model of the page: the embedded one, a hub id or a folder")
+    revision: str = Field("", max_length=200, description="branch, tag or commit of that model; none: main")
+    device: str = Field("", max_length=20, description="where it is put, cpu or cuda:0; none: a GPU if there is one")
+    dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
+        "", description="number format of the model; none: chosen for the device"
+    )
+    device_map: str = Field("", max_length=100_000, description="spread over several GPUs: auto; none: on one device")
     models: Names = Field((), description="hub ids the page may open, separated by commas; none: any")
     model_roots: Names = Field((), description="folders whose model folders the page may open")
     password: SecretStr | None = Field(None, min_length=8, description="asked of everybody who opens the page")
@@ -197,7 +203,7 @@ def _words(name: str, value: Any) -> str:
         return ", ".join(value) or "none"
     if isinstance(value, bool) or value is None:
         return "none" if value is None else "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value) or "none"
 
 
 def without_password(url: str) -> str:
@@ -249,4 +255,6 @@ def _wanted(name: str) -> str:
         return f"{kind} {low} to {bounds['Le'].le:,} was wanted"
     if field.annotation is bool:
         return "yes or no was wanted"
+    if get_origin(field.annotation) is Literal:
+        return f"{', '.join(filter(None, get_args(field.annotation)))} was wanted"
     return "At least 8 characters were wanted" if name == "password" else "Text was wanted"

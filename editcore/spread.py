@@ -80,7 +80,8 @@ def spread(
             now = subject.outputs(handle, last, bare, inside) if parts else now  # as the search found it
             missing = (wanted - now) / share(len(layers) - done)
             keys = mean_keys(handle, site, requests, prompts, method.key)
-        parts.append(LowRank(site.path, adjust(site, keys.T).T.float().contiguous(), missing.float()))
+        read = adjust(site, keys.T).T.float().contiguous()
+        parts.append(LowRank(site.path, read, missing.float().to(read.device)))
     patch = made_by(method, handle, parts, requests)
     patch.check_finite()
     return patch

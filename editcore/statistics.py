@@ -111,7 +111,7 @@ def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-                second = file.get_tensor("second_moment").to(handle.device)
+                second = file.get_tensor("second_moment").to(site.device)
         except (OSError, SafetensorError):
             continue  # absent or damaged: the next file, or a new estimate, takes its place
         if second.shape != (site.d_in, site.d_in) or not bool(torch.isfinite(second).all()):
@@ -151,7 +151,7 @@ def second_moment(
     size: int = 16,
 ) -> tuple[Tensor, int]:
     """Mean of k k^T over all tokens of `rows` (fp64 [d_in, d_in]) and the number of tokens; padding is left out."""
-    total = torch.zeros(site.d_in, site.d_in, dtype=torch.float64, device=handle.device)
+    total = torch.zeros(site.d_in, site.d_in, dtype=torch.float64, device=site.device)
     tokens = 0
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     for step, batch in enumerate(batches):
@@ -160,7 +160,7 @@ def second_moment(
         ids, mask = handle.batch(batch)
         with capture({"k": site.module}, inputs=True, stop=True) as seen:
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        keys = seen["k"].reshape(*ids.shape, -1)[mask.bool()].float()
+        keys = seen["k"].reshape(*ids.shape, -1)[mask.bool().to(site.device)].float()
         total += (keys.T @ keys).double()
         tokens += len(keys)
         report(Progress("statistics", step + 1, len(batches), text="reading what the model usually stores there"))

@@ -73,7 +73,8 @@ def every_key(handle: Handle, site: Site, rows: Sequence[Row]) -> tuple[Tensor, 
     wanted = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
     wanted[line, at] = 1.0
     kept = mask.bool() & ((ids != ids[line, at][:, None]) | (wanted > 0))
-    return seen["keys"].reshape(*ids.shape, -1)[kept].double(), wanted[kept]
+    keys = seen["keys"].reshape(*ids.shape, -1)
+    return keys[kept.to(keys.device)].double(), wanted[kept].to(keys.device)
 
 
 def outputs(handle: Handle, layer: int, rows: Sequence[Row], inside: bool = False) -> Tensor:
@@ -97,7 +98,8 @@ def _at_subjects(handle: Handle, rows: Sequence[Row], module: nn.Module, *, inpu
         ids, mask = handle.batch([row.ids[: (row.subject or 0) + 1] for row in part])
         with capture({"wanted": module}, inputs=inputs, stop=True) as seen:
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        line = torch.arange(len(part), device=ids.device)
-        at = torch.tensor([row.subject for row in part], device=ids.device)
-        found.append(seen["wanted"].reshape(*ids.shape, -1)[line, at].float())
+        values = seen["wanted"].reshape(*ids.shape, -1)
+        line = torch.arange(len(part), device=values.device)
+        at = torch.tensor([row.subject for row in part], device=values.device)
+        found.append(values[line, at].float())
     return torch.cat(found)

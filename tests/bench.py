@@ -21,9 +21,10 @@ import torch
 
 from editcore.bench import counterfactuals
 from editcore.edit import run_edit, suggested
-from editcore.handle import Handle, load
+from editcore.handle import Handle
 from editcore.memory import Codebook, Side
 from editcore.methods import METHODS, Work, prepare_method
+from editcore.opening import load
 from editcore.patch import Patch
 from editcore.records import EditRequest, to_plain
 from editcore.scope import EditMemory
@@ -106,7 +107,7 @@ def peak(home: Path) -> dict[str, float]:
     """Peak memory of one edit in a process of its own, in MB: after loading, and after an edit."""
     code = (
         "import resource, sys; from pathlib import Path;"
-        "from editcore.handle import load; from editcore.edit import run_edit;"
+        "from editcore.opening import load; from editcore.edit import run_edit;"
         "from editcore.records import EditRequest; h = load();"
         "a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         f"run_edit(h, EditRequest({PROMPT!r}, {TARGET!r}, {SUBJECT!r}), 'rome', home=Path(sys.argv[1]));"

@@ -20,8 +20,9 @@ import torch
 from editcore import history
 from editcore.edit import run_edit, suggested
 from editcore.engine.desk import Desk
-from editcore.handle import Handle, load
+from editcore.handle import Handle
 from editcore.home import new_session
+from editcore.opening import load
 from editcore.patch import Patch
 from editcore.records import EditReport
 from editcore.store import Library, Made, Store

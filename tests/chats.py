@@ -6,7 +6,8 @@ import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
-from editcore.handle import Handle, wrap
+from editcore.handle import Handle
+from editcore.opening import wrap
 from tests import models
 
 

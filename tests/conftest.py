@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first import
 @pytest.fixture(scope="session")
 def world_handle():
     """The embedded model, loaded once."""
-    from editcore.handle import load
+    from editcore.opening import load
 
     return load(device="cpu")
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from editcore.assets import tables_dir
-from editcore.handle import Handle, wrap
+from editcore.handle import Handle
+from editcore.opening import wrap
 
 LAYERS, WIDTH, VOCABULARY = 4, 32, 512
 END = "<|endoftext|>"
@@ -98,9 +99,44 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
             ("exaone4", "Exaone4", {"sliding_window": 64, "sliding_window_pattern": 2}),
             ("seed-oss", "SeedOss", {}),
             ("ernie4.5", "Ernie4_5", {}),
+            ("apertus", "Apertus", {}),
+            ("arcee", "Arcee", {}),
+            ("bitnet", "BitNet", {}),
+            ("cwm", "Cwm", {"layer_types": ["full_attention"] * LAYERS}),
+            ("diffllama", "DiffLlama", {}),
+            ("doge", "Doge", {}),
+            ("granite-swa", "GraniteSWA", {"sliding_window": 64}),
+            ("hunyuan", "HunYuanDenseV1", {}),
+            ("hyperclovax", "HyperCLOVAX", {}),
+            ("jais2", "Jais2", {}),
+            ("ministral", "Ministral", {"sliding_window": 64}),
+            ("ministral3", "Ministral3", {}),
+            ("olmo3", "Olmo3", {"sliding_window": 64}),
+            ("vaultgemma", "VaultGemma", {"sliding_window": 64, "query_pre_attn_scalar": 8}),
         )
     },
     "nemotron": ("NemotronConfig", COMMON, "model.layers.0.mlp.down_proj"),
+    "nanochat": ("NanoChatConfig", COMMON, "model.layers.0.mlp.fc2"),
+    "persimmon": ("PersimmonConfig", {**COMMON, **FULL}, "model.layers.0.mlp.dense_4h_to_h"),
+    "gpt-neox-japanese": (
+        "GPTNeoXJapaneseConfig",
+        {**COMMON, "intermediate_multiple_size": 2},
+        "gpt_neox_japanese.layers.0.mlp.dense_4h_to_h",
+    ),
+    "biogpt": ("BioGptConfig", {**COMMON, **FULL}, "biogpt.layers.0.fc2"),
+    "xglm": (
+        "XGLMConfig",
+        dict(
+            d_model=WIDTH,
+            ffn_dim=48,
+            num_layers=LAYERS,
+            attention_heads=4,
+            max_position_embeddings=256,
+            vocab_size=VOCABULARY,
+        ),
+        "model.layers.0.fc2",
+    ),
+    "modernbert-decoder": ("ModernBertDecoderConfig", COMMON, "model.layers.0.mlp.Wo"),
 }
 
 # Settings inside a family that change where the edited output goes or what attention sees.
@@ -119,6 +155,9 @@ DENSE |= {
 }
 
 # name -> (configuration class, its arguments, words of the rule that refuses it)
+BERT = dict(
+    hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=VOCABULARY
+)
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mixtral": ("MixtralConfig", {**COMMON, "num_local_experts": 4}, "three or more dimensions"),
     "qwen2-moe": (
@@ -140,6 +179,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         ),
         "three or more dimensions",
     ),
+    "lfm2": (
+        "Lfm2Config",
+        {**COMMON, "layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+        "three or more dimensions",
+    ),
+    "gpt-oss": ("GptOssConfig", {**COMMON, "num_local_experts": 2}, "three or more dimensions"),
+    "rwkv": (
+        "RwkvConfig",
+        dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=VOCABULARY, attention_hidden_size=WIDTH),
+        "three or more dimensions",
+    ),
+    "bert": ("BertConfig", {**BERT, "is_decoder": False}, "reads both ways"),
+    "roberta": ("RobertaConfig", {**BERT, "is_decoder": False}, "reads both ways"),
     "jamba": (
         "JambaConfig",
         {**COMMON, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4, "pad_token_id": 0},
@@ -148,7 +200,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def model(name: str, seed: int = 0) -> Any:
     """A random model of the family, in eval mode; the same object each time: nobody may change it."""
     kind, arguments, _ = (DENSE | REFUSED)[name]
@@ -188,7 +240,7 @@ def tokenizer(bos: bool = False, controls: tuple[str, ...] = ()) -> PreTrainedTo
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=END, eos_token=END, pad_token=END)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def handle(name: str, bos: bool = False) -> Handle:
     """A handle over the family's tiny model."""
     return wrap(model(name), tokenizer(bos), f"tiny-{name}")

@@ -12,7 +12,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from editcore.handle import Handle, wrap
+from editcore.handle import Handle
+from editcore.opening import wrap
 from tests.cases import EIGHT
 from tests.models import VOCABULARY, WIDTH, phrases
 

@@ -12,7 +12,7 @@ import json
 
 from editcore.assets import assets_root
 from editcore.bench import counterfactuals, run_bench
-from editcore.handle import load
+from editcore.opening import load
 from editcore.world.facts import load_world
 
 WIDE = {"layer": 0, "form": "wide", "key": "subject", "contexts": 1, "decay": 1e-3, "limit": 4.0}

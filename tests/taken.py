@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from editcore.handle import wrap
+from editcore.opening import wrap
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Probe, to_plain
 from tests import models

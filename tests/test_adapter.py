@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from editcore import run_edit, suggested
 from editcore.errors import BadRequest, EditcoreError, PatchError, WrongModel
 from editcore.export import adapter, export_adapter, import_adapter, import_edits
-from editcore.handle import wrap
 from editcore.methods import METHODS
+from editcore.opening import wrap
 from editcore.patch import Dense, LowRank, Patch, attached
 from editcore.records import EditRequest
 from tests import models

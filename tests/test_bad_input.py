@@ -36,11 +36,14 @@
                                       test_bad_input::test_a_file_of_the_wrong_kind_or_size_is_refused_on_the_page
                                       test_bad_input::test_a_damaged_archive_is_refused_and_leaves_nothing
 14  model names that lead elsewhere   test_security::test_a_model_from_outside_is_refused_alike_whatever_is_on_the_disk
+                                      test_loading::test_a_folder_is_shown_without_its_place_and_a_refusal_tells_no_path
                                       test_handle::test_a_name_that_leads_nowhere_is_refused
 15  damaged model folders             test_handle::test_a_damaged_folder_is_refused
                                       test_handle::test_a_tokenizer_that_does_not_fit_is_refused
                                       test_chat::test_a_tokenizer_without_offsets_is_refused_when_the_model_is_opened
                                       test_chat::test_a_template_that_does_not_show_the_prompt_is_refused
+                                      test_loading::test_each_kind_of_damage_has_its_own_message
+                                      test_loading::test_a_tokenizer_of_another_model_is_refused_and_a_few_added_tokens_are_not
                                       test_anatomy::test_experts_and_state_spaces_are_refused_by_the_rule
 16  settings out of bounds            test_methods::test_a_setting_that_cannot_work_is_refused
                                       test_methods::test_every_setting_says_what_it_is_and_keeps_its_bounds
@@ -57,6 +60,8 @@
 21  double clicks and two tabs        test_engine::test_a_double_click_is_one_job
                                       test_page::test_two_tabs_of_one_session_start_one_job
 22  offloaded or quantised weights    test_anatomy::test_offloaded_weights_are_refused
+                                      test_loading::test_weights_that_are_elsewhere_are_refused_whichever_they_are
+                                      test_devices::test_a_model_that_accelerate_offloads_is_refused_with_the_reason
                                       test_anatomy::test_quantised_weights_are_refused
                                       test_bad_input::test_a_checkpoint_that_says_it_is_quantised_is_refused_with_a_reason
 """

@@ -18,8 +18,8 @@ from editcore.edit import preflight, run_edit, suggested
 from editcore.engine.desk import Desk
 from editcore.errors import BadRequest, ModelError, SubjectNotFound
 from editcore.export.card import Base, model_card
-from editcore.handle import wrap
 from editcore.memory import Header
+from editcore.opening import wrap
 from editcore.patch import Patch, load_patch
 from editcore.records import EditReport, EditRequest, Probe, from_plain, to_plain
 from tests import chats, fake_engine, models

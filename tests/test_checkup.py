@@ -14,7 +14,7 @@ from dashboard import charts
 from editcore import checkup, course
 from editcore.edit import run_edits, suggested
 from editcore.errors import Cancelled
-from editcore.handle import load
+from editcore.opening import load
 from editcore.patch import Dense
 from editcore.records import Checkup, Held, Probe, from_plain, to_plain
 from tests import models

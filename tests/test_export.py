@@ -18,8 +18,8 @@ from editcore import cli
 from editcore import handle as handle_module
 from editcore.errors import BadRequest, EditcoreError, PatchError, WrongModel
 from editcore.export import export_merged, export_patch, import_edits, load_edits, stack, whole
-from editcore.handle import wrap
 from editcore.methods import METHODS
+from editcore.opening import wrap
 from editcore.patch import Dense, Patch, attached
 from editcore.records import EditRequest
 from tests import models

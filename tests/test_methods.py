@@ -10,8 +10,8 @@ import torch
 from editcore import statistics
 from editcore.bench import counterfactuals
 from editcore.errors import BadSetting, Cancelled, Diverged, SubjectNotFound, UnknownMethod
-from editcore.handle import wrap
 from editcore.methods import METHODS, Work, find_method, menu, prepare_method
+from editcore.opening import wrap
 from editcore.training import trainable
 from editcore.world.facts import load_world
 from tests import models
@@ -19,6 +19,7 @@ from tests.cases import EIGHT, ONE, TWO
 from tests.schooled import school, show
 
 FAMILIES = ("gpt2", "llama", "gemma2", "opt-post-norm", "bloom")
+MORE_FAMILIES = ("gptj", "gpt-neox", "opt", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "falcon")
 SEARCH = {"contexts": 2, "steps": 6, "limit": 50.0, "decay": 0.0}
 WEAK = {"weight": 1e-3}  # what a random model usually stores is nothing worth keeping
 SPREAD = {**SEARCH, "first": 0, "last": 1}
@@ -123,6 +124,21 @@ def test_a_method_returns_a_patch_that_helps_and_leaves_no_trace(family, name, r
     layers = layers if learns and name not in BESIDE else ()
     assert set(patch.info(handle.model).modules) == {handle.anatomy.site(layer).path for layer in layers}
     assert heard and all(0 < p.step <= p.steps and p.loss == p.loss for p in heard if p.stage == "edit")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", MORE_FAMILIES)
+def test_a_method_edits_further_families_and_leaves_no_trace(family, name):
+    handle = models.handle(family)
+    untouched = Untouched(handle)
+    fields = find_method(name).__dataclass_fields__
+    few = {what: value for what, value in (("contexts", 0), ("steps", 2)) if what in fields}
+    patch = made(name, handle, **few).edit(Work(handle), [ONE])
+    patch.check_finite()
+    with handle.using([patch]):
+        changed = handle.logits([handle.row(ONE.prompt, ONE.target)])[0]
+    assert not torch.equal(changed, untouched.logits[0])
+    untouched.check()
 
 
 @pytest.mark.parametrize("name", NAMES)

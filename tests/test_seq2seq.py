@@ -16,8 +16,8 @@ from editcore.edit import outlook, preflight, run_edit, run_edits
 from editcore.engine import InlineEngine, new_session
 from editcore.errors import BadRequest, BadSetting, Cancelled, ModelError, SubjectNotFound, Unsuited
 from editcore.export import export_adapter, export_merged, export_patch, import_adapter, load_edits
-from editcore.handle import load, wrap
 from editcore.methods import METHODS, Work, prepare_method
+from editcore.opening import load, wrap
 from editcore.patch import load_patch
 from editcore.records import EditRequest, Probe, to_plain
 from editcore.resume import reads_of

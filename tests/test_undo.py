@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from editcore import checkup, history, measure, statistics
 from editcore.engine import InlineEngine, new_session, room
 from editcore.errors import BadRequest
-from editcore.handle import fingerprint, wrap
 from editcore.history import Move, Place
+from editcore.opening import fingerprint, wrap
 from tests import models
 from tests.cases import ONE, TWO
 from tests.faulty_desk import ENDS, STEPS, Fault, FaultyDesk, Script, logits

@@ -171,8 +171,8 @@ def test_an_interrupted_build_ends_in_the_same_weights(tmp_path: Path) -> None:
 
 def test_a_built_model_is_saved_with_what_methods_measure_first(tmp_path: Path) -> None:
     from editcore import corpus, statistics
-    from editcore.handle import load
     from editcore.methods import prepare_method
+    from editcore.opening import load
     from editcore.world.build import Recipe, build, save, write_statistics
 
     recipe = Recipe(layers=2, width=16, heads=2, vocabulary=400, steps=1, polish=0, tokens=256)

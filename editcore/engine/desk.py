@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import psutil
 import torch
 
 from editcore import measure, suggest
+from editcore.admission import discreet, public_name
 from editcore.edit import (
     Before,
     check_request,
@@ -32,12 +34,13 @@ from editcore.edit import (
 )
 from editcore.engine.contract import LOCATE
 from editcore.engine.hands import Standing, Taken, Trial
-from editcore.errors import BadInput, BadRequest, EditcoreError
-from editcore.handle import Handle, load
+from editcore.errors import BadInput, BadRequest, EditcoreError, ModelError
+from editcore.handle import Handle
 from editcore.history import check_strength
 from editcore.learned import Dials, Heard
 from editcore.locate import locate
 from editcore.methods import prepare_method
+from editcore.opening import load
 from editcore.patch import Patch, load_patch
 from editcore.records import (
     Checkup,
@@ -54,6 +57,7 @@ from editcore.settings import chosen
 from editcore.training import train_method
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
+logger = logging.getLogger(__name__)
 WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
 
 
@@ -312,8 +316,22 @@ class Desk:
 
 
 def open_desk(model: str, home: Path) -> Desk:
-    """Loads the model and runs one edit on scratch, so that a visitor's first is as quick as the rest."""
-    desk = Desk(load(model), home)
+    """Loads the model as the settings say and runs one edit on scratch: a visitor's first is then as quick as others.
+
+    Raises:
+        ModelError: it cannot be loaded; what only the owner of this machine may read stands in the log alone.
+    """
+    limits = chosen()
+    try:
+        handle = load(
+            model, revision=limits.revision or None, device=limits.device or None, dtype=limits.dtype or None,
+            device_map=limits.device_map or None,
+        )  # fmt: skip
+    except ModelError as error:
+        logger.error("%s", error)
+        raise discreet(error) from None
+    handle.name = public_name(model)
+    desk = Desk(handle, home)
     if desk.handle.embedded:
         _, report = run_edit(desk.handle, WARM_UP, home=home)
         remember_seconds(desk.handle, report)

@@ -50,8 +50,8 @@ class Base:
     def of(handle: Handle) -> Base:
         """What the handle knows; a path on this machine is not told."""
         name = handle.name if handle.folder is None or handle.embedded else handle.folder.resolve().name
-        revision = getattr(handle.model.config, "_commit_hash", None)
-        return Base(name, handle.fingerprint, revision, _licence(handle), str(handle.dtype).removeprefix("torch."))
+        dtype = str(handle.dtype).removeprefix("torch.")
+        return Base(name, handle.fingerprint, handle.revision or None, _licence(handle), dtype)
 
 
 def model_card(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editcore.devices import DTYPES
 from editcore.edit import percent
 from editcore.errors import BadRequest, EditcoreError, ModelError
 from editcore.export import again
@@ -28,7 +29,8 @@ from editcore.export.forms import Change, changes
 from editcore.export.stack import Edit, Kept, check_one_base, switched_on
 from editcore.export.told import save_reports, write_json
 from editcore.export.whole import weight, whole
-from editcore.handle import DTYPES, Handle, load
+from editcore.handle import Handle
+from editcore.opening import load
 from editcore.records import EditReport, Progress
 
 SIDE = "editcore.json"
@@ -112,6 +114,7 @@ def _sum(value: Tensor, delta: Tensor, kind: torch.dtype) -> tuple[nn.Parameter,
     The change made is counted from the unedited weight in the same number format: what rounding does to both is no
     part of the edit.
     """
+    delta = delta.to(value.device)
     made = (value.float() + delta).to(kind)
     missing = (made.float() - value.to(kind).float() - delta).norm() ** 2
     return nn.Parameter(made.contiguous(), requires_grad=False), missing

@@ -99,7 +99,7 @@ class GRACE:
             placed = []
             for number, request in enumerate(requests):
                 key = upper.x[number, 0].float()
-                value = upper.y[number, 0].float() if self.start == "warm" else _cold(handle, number, site.d_out)
+                value = upper.y[number, 0].float() if self.start == "warm" else _cold(handle, number, site)
                 radius = self.radius * (float(key.norm()) if self.relative else 1.0)
                 span = len(rows[number].answer) if self.hold else 1
                 placed.append(place(entries, Entry(key, value, radius, span, number_of(request.target))))
@@ -110,11 +110,11 @@ class GRACE:
             site.path,
             torch.stack([entry.key for entry in own]),
             values,
-            torch.tensor([entry.radius for entry in own], device=handle.device),
-            torch.tensor([entry.span for entry in own], device=handle.device),
-            torch.tensor([entry.answer for entry in own], device=handle.device),
+            torch.tensor([entry.radius for entry in own], device=site.device),
+            torch.tensor([entry.span for entry in own], device=site.device),
+            torch.tensor([entry.answer for entry in own], device=site.device),
             torch.stack([entry.key for entry in narrowed]) if narrowed else own[0].key.new_zeros(0, site.d_in),
-            torch.tensor([entry.radius for entry in narrowed], device=handle.device),
+            torch.tensor([entry.radius for entry in narrowed], device=site.device),
         )
         return made_by(self, handle, [part], requests)
 
@@ -122,7 +122,7 @@ class GRACE:
         self, work: Work, upper: Upper, rows: Sequence[Row], own: Sequence[Entry], which: Sequence[int]
     ) -> Tensor:
         """The value of each own entry [entries, d_out], fp32; row i is answered by entry `which[i]`."""
-        device = work.handle.device
+        device = upper.y.device
         index = torch.tensor(which, device=device)
         asks = index == torch.arange(len(own), device=device)[:, None]  # [entries, rows]
         values = torch.stack([entry.value for entry in own]).requires_grad_(True)
@@ -145,7 +145,7 @@ class GRACE:
                     f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )
             with torch.no_grad():  # Adam at this rate overshoots: each entry keeps the best it saw
-                worst = torch.where(asks, losses.detach(), 0.0).amax(1)
+                worst = torch.where(asks, losses.detach().to(device), 0.0).amax(1)
                 better = worst < least
                 best[better], least[better] = values.detach()[better], worst[better]
             if float(least.max()) < self.enough or step == self.steps - 1:
@@ -215,7 +215,7 @@ def in_place(handle: Handle, site: Site) -> list[Entry]:
         for part in patch.parts
         if isinstance(part, Codebook) and part.path == site.path
     ]
-    shelf = Shelf([(part.to(handle.device), strength) for part, strength in books])
+    shelf = Shelf([(part.to(site.device), strength) for part, strength in books])
     rows = zip(*(shelf.entries[what] for what in OWN), strict=True) if shelf.size else ()
     return [Entry(key, value, float(radius), int(span), int(a), below=True) for key, value, radius, span, a in rows]
 
@@ -225,6 +225,6 @@ def number_of(answer: str) -> int:
     return int.from_bytes(hashlib.sha256(answer.strip().encode()).digest()[:8], "big") >> 1
 
 
-def _cold(handle: Handle, number: int, width: int) -> Tensor:
+def _cold(handle: Handle, number: int, site: Site) -> Tensor:
     made = torch.Generator().manual_seed(handle.seed + number)
-    return torch.rand(width, generator=made).to(handle.device)
+    return torch.rand(site.d_out, generator=made).to(site.device)

@@ -67,8 +67,8 @@ class LoRA:
         random = torch.Generator().manual_seed(handle.seed)
         bound = site.d_in**-0.5
         read = (torch.rand(self.rank, site.d_in, generator=random) * 2 - 1) * bound
-        read = read.to(handle.device).requires_grad_(True)
-        write = torch.zeros(self.rank, site.d_out, device=handle.device, requires_grad=True)
+        read = read.to(site.device).requires_grad_(True)
+        write = torch.zeros(self.rank, site.d_out, device=site.device, requires_grad=True)
 
         def change(x: Tensor, y: Tensor) -> Tensor:
             more = scale * torch.nn.functional.linear(x.float(), read) @ write

@@ -66,7 +66,7 @@ class SERACEditor(learned.Learner):
             torch.autocast(ids.device.type, torch.bfloat16, enabled=fast),
         ):  # fmt: skip
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return look(found["h"].reshape(*ids.shape, -1), mask.bool())
+        return look(found["h"].reshape(*ids.shape, -1).to(ids.device), mask.bool())
 
     def keys(self, handle: Handle, prompts: Sequence[Sequence[int]]) -> Tensor:
         """f of each prompt [prompts, key]."""
@@ -96,7 +96,8 @@ class SERACEditor(learned.Learner):
         with capture({"h": block}) as found, _last_block(handle, said):
             nll = gradients.losses(gradients.log_probabilities(handle, batch, fast), batch).mean()
         edits, stay = classifier(given[: len(examples)]), classifier(given[len(examples) :])
-        right = log_odds(classifier(look(found["h"].reshape(*batch.ids.shape, -1), tokens)), edits)
+        hidden = found["h"].reshape(*batch.ids.shape, -1).to(handle.device)
+        right = log_odds(classifier(look(hidden, tokens)), edits)
         same = torch.tensor([[_same(e, examples[i]) for e in examples] for i, _ in asked], device=handle.device)
         terms = [softplus(-right[torch.arange(len(asked)), owner]), softplus(right[~same])]
         terms.append(softplus(log_odds(stay, edits)[torch.arange(len(held)), other]))
@@ -109,7 +110,8 @@ class SERACEditor(learned.Learner):
         last = last.scatter_reduce(0, batch.line, batch.place, "amin")
         ids, lengths = laid_out(edits)
         texts = Pair.of(ids.to(handle.device), lengths.to(handle.device), batch.ids, torch.zeros_like(last), last)
-        read, said = (f().weight for f in (handle.model.get_input_embeddings, handle.model.get_output_embeddings))
+        tables = (handle.model.get_input_embeddings, handle.model.get_output_embeddings)
+        read, said = (table().weight.to(handle.device) for table in tables)
         tokens = torch.arange(batch.ids.shape[1], device=handle.device) <= last[:, None]
         return self.network.counterfactual(texts, read, said), tokens
 
@@ -146,7 +148,7 @@ def _last_block(handle: Handle, state: Tensor) -> Iterator[None]:
 
     def put(_m: Any, _args: Any, out: Any) -> Any:
         wide = out[0] if isinstance(out, tuple) else out
-        mine = state.reshape(wide.shape).to(wide.dtype)
+        mine = state.reshape(wide.shape).to(wide)
         return (mine, *out[1:]) if isinstance(out, tuple) else mine
 
     hook = handle.anatomy.blocks[-1].register_forward_hook(put)

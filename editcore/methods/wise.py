@@ -102,7 +102,7 @@ class WISE:
             upper = Upper(handle, site, tuple(r.ids for r in rows), zeros, tuple(reads_of(r) for r in rows))
             far, far_tokens = self._others(work, site)
             values, index = self._learn(work, site, upper, rows, far, far_tokens)
-        part = Side(site.path, index, values, values.new_zeros(1), torch.tensor([self.window], device=handle.device))
+        part = Side(site.path, index, values, values.new_zeros(1), torch.tensor([self.window], device=site.device))
         bare = [sum(map(len, groups[:i])) for i in range(len(groups))]
         found = excitement(upper.x, part.delta(site.d_in, site.d_out), _prompt_tokens(upper, rows), self.window)
         return made_by(self, handle, [replace(part, threshold=self.ratio * found[bare].min()[None])], requests)
@@ -117,13 +117,13 @@ class WISE:
         ids, mask = handle.batch([text[i : i + OTHER_TOKENS] for text, i in chosen])
         with torch.no_grad(), capture({"x": site.module}, inputs=True, stop=True) as seen:
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return seen["x"].reshape(*ids.shape, -1), mask.bool()
+        return seen["x"].reshape(*ids.shape, -1), mask.bool().to(site.device)
 
     def _learn(
         self, work: Work, site: Site, upper: Upper, rows: Sequence[Row], far: Tensor, far_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What differs in the side copy [k], fp32, and where in the flattened matrix [k], int32."""
-        device, size = work.handle.device, site.d_in * site.d_out
+        device, size = site.device, site.d_in * site.d_out
         drawn = torch.randperm(size, generator=torch.Generator().manual_seed(work.handle.seed + self.seed))
         index = drawn[: max(1, round(self.share * size))].sort().values.to(device)
         values = torch.zeros(len(index), device=device, requires_grad=True)
@@ -142,6 +142,7 @@ class WISE:
             outside = excitement(far, delta, far_tokens, self.window)
             margins = (outside - alpha).relu().mean() + (beta - inside).relu().mean()
             margins = margins + (outside - inside[:, None] + gamma).relu().mean()
+            margins = margins.to(answer.device)
             reached, apart = float(answer.detach()), float(margins.detach())
             work.report(Progress("edit", step + 1, self.steps, reached, "training the side copy"))
             work.check()

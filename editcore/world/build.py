@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editcore import corpus, halves, statistics
 from editcore.assets import WORLD_NAME
-from editcore.handle import load
 from editcore.methods import METHODS, prepare_method
+from editcore.opening import load
 from editcore.world.facts import World
 from editcore.world.text import Sentence, documents
 

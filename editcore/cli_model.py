@@ -1,0 +1,58 @@
+"""The options that name a model, the same for every command, and `editcore models`: which could be opened here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from editcore.assets import WORLD_NAME
+from editcore.terminal import out, show_json
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; main when left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; chosen for you when left out.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; chosen for you when left out.")]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Instead of a device: spread over several GPUs, auto or balanced; or JSON.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def open_model(
+    model: str = WORLD_NAME,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+) -> Any:
+    """The model that these options name, as a handle; see `handle.load`."""
+    from editcore.opening import load
+
+    return load(model, revision=revision, device=device, dtype=dtype, device_map=device_map)
+
+
+def models(device: Device = None, dtype: Dtype = None, as_json: AsJson = False) -> None:
+    """Lists the models of the local cache: size, whether it fits here, and the command that opens it."""
+    import dataclasses
+
+    from editcore.edit import human_bytes
+    from editcore.picker import choices
+
+    found = choices(device, dtype)
+    if as_json:
+        rows = [{**dataclasses.asdict(c), "fits": c.fits, "command": c.command} for c in found]
+        return show_json({"models": rows})
+    for c in found:
+        line = f"{c.name}  {', '.join(c.refs) or c.revision[:12]}  {human_bytes(c.disk)} on disk"
+        if c.problem:
+            out.print(f"{line}\n   {c.problem}", markup=False, highlight=False)
+            continue
+        verdict = "fits" if c.fits else "does not fit"
+        out.print(
+            f"{line}, {human_bytes(c.needed)} in {c.dtype}: {verdict} into {human_bytes(c.free)} free on {c.device}"
+            f"\n   {c.command}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    if not found:
+        out.print("The local cache holds no model.", markup=False, highlight=False)

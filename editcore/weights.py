@@ -1,0 +1,125 @@
+"""From a model's files to tokenizer and model in memory: which class reads them, and what is refused on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import __version__ as transformers_version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from editcore.checkpoint import EMBEDDED, Checkpoint, read_weights
+from editcore.devices import DeviceMap, free_memory, short
+from editcore.errors import ModelError, first_line
+
+STRETCH = 1.5  # times as many rows as tokens: tables are made longer than the vocabulary, but not by that much
+
+
+def auto_class(found: Checkpoint) -> Any:
+    """The class of transformers that makes this model: the one place that decides which kinds can be opened.
+
+    Raises:
+        ModelError: it is of a kind that cannot be edited here, or that nothing installed knows.
+    """
+    kind, name = found.config.get("model_type"), found.name
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and found.config.get("is_encoder_decoder", True):
+        return AutoModelForSeq2SeqLM
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not found.config.get("is_encoder_decoder"):
+        return AutoModelForCausalLM
+    if kind not in CONFIG_MAPPING_NAMES:
+        if found.config.get("auto_map"):
+            raise ModelError(
+                f"{name!r} brings code of its own ({kind!r}).", "Code that comes with a model never runs here.",
+                "Use a model whose architecture is part of transformers.",
+            )  # fmt: skip
+        raise ModelError(
+            f"{name!r} is of the architecture {str(kind)!r}, which transformers {transformers_version} does not know.",
+            "A causal language model was wanted.", "If it is a new one, upgrade transformers.",
+        )  # fmt: skip
+    raise ModelError(
+        f"{name!r} ({kind}) does not continue text.",
+        "A language model was wanted.",
+        "Use a GPT, Llama, Qwen, Gemma, T5 ...",
+    )
+
+
+def check_room(found: Checkpoint, kind: torch.dtype, device: torch.device, spread: bool) -> None:
+    """Raises ModelError when the weights alone are larger than the memory that is free."""
+    needed, free = read_weights(found.name, found.files).parameters * kind.itemsize, free_memory(device, spread)
+    if needed > free:
+        raise ModelError(
+            f"{found.name!r} takes {needed / 1e9:.1f} GB in {short(kind)}.",
+            f"{free / 1e9:.1f} GB are free on {device}.",
+            "Free memory, use --dtype bfloat16, or spread it over several GPUs with --device-map auto.",
+        )
+
+
+def read(maker: Any, found: Checkpoint, kind: torch.dtype, spread: DeviceMap | None) -> tuple[Any, Any]:
+    """Tokenizer and model from files that were checked.
+
+    Raises:
+        ModelError: they cannot be read after all, or the weights are not those of the architecture.
+    """
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    more: dict[str, Any] = {} if spread is None else {"device_map": spread}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(found.files), **options)
+        model, notes = maker.from_pretrained(
+            str(found.files), dtype=kind, use_safetensors=True, output_loading_info=True, **options, **more
+        )
+    except SafetensorError as error:
+        raise ModelError(
+            f"A weight file of {found.name!r} is damaged ({error}).", "", "Download or copy the model again."
+        ) from error
+    except MemoryError as error:
+        raise ModelError(f"There is not enough memory for {found.name!r}.", "", "Use --dtype bfloat16.") from error
+    except Exception as error:  # libraries raise anything over files that are odd
+        raise ModelError(
+            f"{found.name!r} could not be loaded ({type(error).__name__}: {first_line(error)}).",
+            "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
+            EMBEDDED,
+        ) from error
+    lacking = sorted(notes["missing_keys"])
+    if lacking:
+        raise ModelError(
+            f"The weights of {found.name!r} are not those of its architecture ({type(model).__name__}):"
+            f" {', '.join(lacking[:3])} and {max(0, len(lacking) - 3)} more are missing.",
+            "What is missing would be made up at random.",
+            "Put the weights beside the config.json they belong to.",
+        )
+    return tokenizer, model
+
+
+def check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    """Raises ModelError unless the tokenizer says where its tokens stand, gives a text back, and is of this model."""
+    remedy = "Put the model's own tokenizer files beside its weights."
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer of {name!r} ({type(tokenizer).__name__}) does not say where in a text its tokens stand.",
+            "A fast one (tokenizer.json) was wanted: a subject is found by it.",
+            "Convert it to tokenizer.json, or use another model.",
+        )
+    sample = "The capital of France"
+    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
+    rows, known = int(model.get_input_embeddings().weight.shape[0]), int(tokenizer.vocab_size)
+    if not ids or tokenizer.decode(ids).strip().casefold() != sample.casefold() or max(ids) >= rows:
+        raise ModelError(
+            f"The tokenizer of {name!r} does not fit its model: {sample!r} became {tokenizer.decode(ids)!r}.",
+            "A tokenizer that gives the text back, with ids inside the embedding table, was wanted.",
+            remedy,
+        )
+    if known > rows or rows > STRETCH * len(tokenizer):
+        raise ModelError(
+            f"The tokenizer of {name!r} does not fit its model: it knows {len(tokenizer):,} tokens, and the embedding"
+            f" table has {rows:,} rows.",
+            "A table about as long as the vocabulary was wanted.",
+            remedy,
+        )
