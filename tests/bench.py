@@ -37,15 +37,22 @@ COMPARED = {Codebook: ("keys", "values"), Side: ("values", "threshold"), EditMem
 NO_FLOOR = "no floor: a text in front, no tensor is computed"
 
 
+def clock() -> float:
+    """Seconds: this process's own on a single CPU thread, so that what runs beside it counts little; else the wall's."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def in_turn(repeats: int, *jobs: Callable[[], Any]) -> list[float]:
     """Median seconds of each job, run A B A B ... after one warm-up of each."""
     times: list[list[float]] = [[] for _ in jobs]
     for turn in range(repeats + 1):
         for job, kept in zip(jobs, times, strict=True):
-            began = time.perf_counter()
+            began = clock()
             job()
             if turn:
-                kept.append(time.perf_counter() - began)
+                kept.append(clock() - began)
     return [figures.median(t) for t in times]
 
 
