@@ -84,6 +84,11 @@ def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row, lead: int)
     ]
 
 
+def context_tokens(count: int) -> int:
+    """Tokens of the longest of `count` contexts."""
+    return max(CONTEXT_LENGTHS[: min(count, len(CONTEXT_LENGTHS))], default=-1) + 1
+
+
 @dataclass(frozen=True)
 class Value:
     """What the search found, with everything a rank-one update needs."""

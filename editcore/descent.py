@@ -12,10 +12,13 @@ from editcore import algebra
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.method import Cost, Work
+from editcore.method import Cost, Pass, Work
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
+
+STATE = 6  # times the matrix: its start, the value, a gradient, two moments, the change
+MOVED = 16  # times the matrix: what a pass, its gradient and Adam's step read and write of it
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,22 @@ def default_layer(handle: Handle) -> int:
     return 2 * len(handle.anatomy.blocks) // 3
 
 
-def cost(site: Site, rows: int = 1) -> Cost:
-    """One dense part; descent holds the value, its start, its gradient and Adam's two moments.
+def passes(
+    handle: Handle, site: Site, request: EditRequest, steps: int, rows: int = 0, length: int = 0
+) -> tuple[Pass, ...]:
+    """What `descend` reads for one request.
 
     Args:
-        rows: texts in one pass.
+        rows, length: replayed texts, and their tokens.
     """
-    size = 4 * (site.d_in + 1) * site.d_out
-    return Cost(patch=size, state=5 * size, rows=rows)
+    row = handle.row(request.prompt, request.target)
+    tokens, first = max(len(row.ids), length), site.layer + handle.anatomy.additive[site.layer]
+    every = Pass(1 + rows, tokens, first, None, len(row.answer) + rows * length, steps, backward=True)
+    return Pass(1 + rows, tokens, 0, site.layer), every
+
+
+def cost(handle: Handle, site: Site, request: EditRequest, steps: int, rows: int = 0, length: int = 0) -> Cost:
+    """One dense part; descent holds the value, its start, its gradient and Adam's two moments; see `passes`."""
+    size = 4 * (site.d_in + (site.bias() is not None)) * site.d_out
+    found = passes(handle, site, request, steps, rows, length)
+    return Cost(size, state=STATE * size, passes=found, moved=steps * MOVED * size)

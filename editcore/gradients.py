@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from editcore.anatomy import Site
 from editcore.handle import Handle
+from editcore.method import Cost, Pass
 from editcore.resume import Upper
 from editcore.spans import Row
 
@@ -37,6 +38,19 @@ class Factors:
         pairs = [zip(mine, its, strict=True) for mine, its in ((self.read, other.read), (self.write, other.write))]
         read, write = (tuple(torch.cat(pair, 1) for pair in group) for group in pairs)
         return Factors(read, write)
+
+
+def cost(
+    handle: Handle, sites: Sequence[Site], row: Row, more: int = 0, steps: int = 1, answering: bool = False,
+    held: int = 0,
+) -> Cost:  # fmt: skip
+    """Of edits made of one answer's gradient; see `trained.cost`."""
+    lowest, top = min(site.layer for site in sites), len(handle.anatomy.blocks) - 1
+    ranks = [len(row.answer) if answering or site.layer == top else len(row.ids) - 1 for site in sites]
+    patch = sum(4 * (steps * rank + more) * (site.d_in + site.d_out) for rank, site in zip(ranks, sites, strict=True))
+    below = Pass(1, len(row.ids), 0, lowest - 1)
+    above = Pass(1, len(row.ids), lowest, None, len(row.answer), steps, backward=True)
+    return Cost(patch, held, 2 * patch, (below, above), held // 2)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from editcore.anatomy import Anatomy, study
 from editcore.assets import WORLD_NAME, world_dir
 from editcore.errors import BadRequest, ModelError
+from editcore.loading import Loaded, told
 from editcore.local import hub_answers
 from editcore.memory import Codebook, Header, Side
 from editcore.patch import Patch, attached
@@ -251,9 +252,13 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> tuple[torch
 
 
 def load(
-    name: str = WORLD_NAME, *, device: str | None = None, dtype: str | None = None, revision: str | None = None
-) -> Handle:
+    name: str = WORLD_NAME, *, device: str | None = None, dtype: str | None = None, revision: str | None = None,
+    listen: Callable[[Loaded], None] = lambda loaded: None,
+) -> Handle:  # fmt: skip
     """Loads a model by the embedded model's name, a local folder, or a hub id.
+
+    Args:
+        listen: hears how much of the weights has been read.
 
     Raises:
         ModelError: it cannot be found, read or safely edited; the message says what to do.
@@ -268,7 +273,8 @@ def load(
         options["local_files_only"] = True
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options)
+        with told(source, revision, listen):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options)
     except SafetensorError as error:
         raise ModelError(
             f"A weight file of {name!r} is damaged ({error}).", "", "Download or copy the model again."

@@ -13,10 +13,20 @@ from editcore.records import MethodInfo
 
 def tuned_settings(model: str, method: str) -> dict[str, Any]:
     """Settings for a known model, empty for an unknown one. Patterns match the end of the model's name."""
+    return dict(_known(model).get("methods", {}).get(method, {}))
+
+
+def usual_steps(model: str, method: str) -> int | None:
+    """Steps an edit by the method usually takes on a known model before it stops by itself; None: not known."""
+    found = _known(model).get("usual steps", {}).get(method)
+    return None if found is None else int(found)
+
+
+def _known(model: str) -> dict[str, Any]:
     for path in sorted((assets_root() / "settings").glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if any(re.search(rf"(^|/){pattern}$", model, re.IGNORECASE) for pattern in data["models"]):
-            return dict(data["methods"].get(method, {}))
+            return data
     return {}
 
 

@@ -38,7 +38,7 @@ NO_FLOOR = "no floor: a text in front, no tensor is computed"
 
 
 def clock() -> float:
-    """Seconds: this process's own on a single CPU thread, so that what runs beside it counts little; else the wall's."""
+    """Seconds: the process's own on a single CPU thread, where its neighbours count little; else the wall's."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()

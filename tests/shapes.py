@@ -1,4 +1,4 @@
-"""Random models of the shapes people edit, with made-up statistics and editors: how long an edit takes depends on neither.
+"""Random models of the shapes people edit, with made-up statistics and editors: an edit takes as long with those.
 
 Nothing is downloaded, and a model for a GPU is built on it directly. The tokenizer is the embedded model's: ids matter
 here, words do not.
@@ -101,5 +101,3 @@ def measured(handle: Handle, home: Path, method: Any) -> None:
 def _second_moment(width: int, device: torch.device) -> Tensor:
     keys = torch.randn(MADE_UP, width, generator=torch.Generator(device).manual_seed(0), device=device)
     return keys.T @ keys / MADE_UP
-
-

@@ -296,7 +296,7 @@ def test_malmen_meets_all_answer_tokens_by_ridge_regression():
     texts = batch(handle, PROMPTS)
     (part,) = prepare_method("malmen", handle).edit(Work(handle), requests).parts
     (turned,) = editor.turned(handle, texts, False)
-    x, x_, delta_, _ = (t[texts.line, texts.place].double() for t in turned)
+    x, x_, delta_ = (t.double() for t in turned[:3])
     asked = -editor.log_step.exp() * (x * x_).sum(1, keepdim=True) * delta_
     large = torch.linalg.solve(x.T @ x + editor.log_weight.exp() * torch.eye(x.shape[1]), x.T @ asked)
     assert torch.allclose(part.delta().double(), large.T, atol=1e-5 * float(large.abs().max()))

@@ -14,21 +14,20 @@ from typing import Any
 
 import psutil
 
-from editcore import measure, spans, suggest
+from editcore import measure, pace, spans, suggest
 from editcore.edit import (
     Before,
     check_request,
-    outlook,
     preflight,
     proposed,
     read_before,
-    remember_seconds,
     run_edit,
     run_edits,
     world_of,
 )
 from editcore.engine.queue import Standing, Taken, Trial
 from editcore.errors import BadInput, BadRequest, EditcoreError
+from editcore.forecast import enough, forecast, remember_seconds
 from editcore.handle import Handle, load
 from editcore.history import check_strength
 from editcore.learned import Dials, Heard
@@ -81,7 +80,8 @@ class Desk:
         }
         if name not in questions:
             raise BadInput(f"The engine knows no question {name!r}.", f"It knows {', '.join(questions)}.")
-        return questions[name](**arguments)
+        with enough(self.handle):
+            return questions[name](**arguments)
 
     def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> Any:
         return to_plain(preflight(self.handle, from_plain(EditRequest, request), method, settings, self.home))
@@ -94,9 +94,9 @@ class Desk:
             row: dict[str, Any] = {"method": name, "problem": "", "prepare": "", "seconds": None}
             try:
                 made = prepare_method(name, self.handle, settings)
-                check_request(self.handle, checked, made)
-                row["prepare"], usual = outlook(self.handle, made, self.home)
-                row["seconds"] = None if usual is None else usual + self._reading
+                found = forecast(self.handle, made, check_request(self.handle, checked, made), self.home)
+                row["problem"], row["prepare"] = found.problem, found.prepare
+                row["seconds"] = found.seconds + self._reading
             except EditcoreError as error:
                 row["problem"] = str(error)
             rows.append(row)
@@ -169,7 +169,8 @@ class Desk:
 
     def view(self, standing: Standing, report: EditReport) -> EditReport:
         """See `DeskLike.view`."""
-        return view(self.handle, report, self._patches(standing))
+        with enough(self.handle):
+            return view(self.handle, report, self._patches(standing))
 
     def measure(
         self, standing: Standing, folder: Path, requests: Sequence[EditRequest], stop: Callable[[], bool]
@@ -181,7 +182,8 @@ class Desk:
         """See `checkup.check_up`."""
         from editcore import checkup
 
-        return checkup.check_up(self.handle, self._patches(standing), reports, stop)
+        with enough(self.handle):
+            return checkup.check_up(self.handle, self._patches(standing), reports, stop)
 
     def adopt(
         self,
@@ -255,17 +257,19 @@ class Desk:
             path.write_text(examples[name], encoding="utf-8")
             return path
 
-        train_method(
-            handle, method, work, self.home, edits=file("edits"), locality=file("locality"),
-            dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
-        )  # fmt: skip
+        with enough(handle):
+            train_method(
+                handle, method, work, self.home, edits=file("edits"), locality=file("locality"),
+                dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
+            )  # fmt: skip
         shutil.rmtree(work)
 
     def probe(self, standing: Standing, prompts: list[str]) -> Any:
         """Each prompt answered by the base model and, if anything is in place, by the edited one."""
-        patches = self._patches(standing)
-        base = self._answers(prompts, ())
-        edited = self._answers(prompts, patches) if patches else [None] * len(prompts)
+        with enough(self.handle):
+            patches = self._patches(standing)
+            base = self._answers(prompts, ())
+            edited = self._answers(prompts, patches) if patches else [None] * len(prompts)
         return [{"prompt": p, "base": b, "edited": e} for p, b, e in zip(prompts, base, edited, strict=True)]
 
     def _patches(self, standing: Standing) -> tuple[Patch, ...]:
@@ -291,10 +295,17 @@ class Desk:
         ]
 
 
-def open_desk(model: str, home: Path) -> Desk:
-    """Loads the model and runs one edit on scratch, so that a visitor's first is as quick as the rest."""
-    desk = Desk(load(model), home)
+def open_desk(model: str, home: Path, say: Callable[[str], None] = lambda words: None) -> Desk:
+    """Loads the model and runs one edit on scratch, so that a visitor's first is as quick as the rest.
+
+    Args:
+        say: told how far it is, in a sentence.
+    """
+    desk = Desk(load(model, listen=lambda loaded: say(str(loaded))), home)
+    say("The model is here; how fast it reads is being timed.")
+    pace.of(desk.handle)
     if desk.handle.embedded:
+        say("The model is here; it makes a first edit, so that yours is quick.")
         _, report = run_edit(desk.handle, WARM_UP, home=home)
         remember_seconds(desk.handle, report)
     return desk

@@ -14,11 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from editcore.edit import human_bytes, percent
+from editcore.edit import percent
 from editcore.export.forms import title
 from editcore.export.stack import Kept
 from editcore.handle import Handle
 from editcore.records import EditReport
+from editcore.words import human_bytes
 
 SCORES = {
     "reliability": ("edit",),

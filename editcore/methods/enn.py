@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -110,13 +110,14 @@ class ENN(trained.GradientMethod):
 
     strength: float = setting(1.0, "The steps are scaled by this", low=0.01, high=100.0)
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """The start is dense; see `trained.cost` for the rest."""
-        steps, start = trained.cost(handle, self.name), 0
+        count = len(trained.find(handle, self.name).state["log_step"])
+        steps, start = trained.cost(handle, self.name, request, steps=count), 0
         for layer in self.layers(handle):
             site = handle.anatomy.site(layer)
             start += 4 * site.d_in * site.d_out
-        return Cost(steps.patch + start, steps.state + start, steps.rows)
+        return replace(steps, patch=steps.patch + start, state=steps.state + start)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """Two parts a layer: the start, and the steps.

@@ -15,7 +15,7 @@ from editcore.anatomy import Site
 from editcore.errors import BadRequest, Diverged
 from editcore.handle import Handle
 from editcore.memory import OWN, Codebook, Shelf
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -69,10 +69,15 @@ class GRACE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """One entry; the search holds the value, its gradient, Adam's two moments and the best so far."""
         site = handle.anatomy.site(self.layers(handle)[0])
-        return Cost(patch=4 * (site.d_in + site.d_out + 3), state=20 * site.d_out, rows=1)
+        row, top = handle.row(request.prompt, request.target), len(handle.anatomy.blocks) - 1
+        tail, answer = len(row.ids) - row.start + 1, len(row.answer)
+        first = site.layer + handle.anatomy.additive[site.layer]
+        search = Pass(1, tail, first, None, answer, self.steps, backward=True, before=row.start - 1)
+        passes = Pass(1, len(row.ids), 0, top), search
+        return Cost(4 * (site.d_in + site.d_out) + 20, state=20 * site.d_out, passes=passes)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One codebook with an entry for each request that needs one of its own.

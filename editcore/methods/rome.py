@@ -75,9 +75,9 @@ class ROME:
         """The edited site, unless its statistics are switched off."""
         return sites(self, handle) if self.covariance else ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `spread.cost`."""
-        return cost(self, handle)
+        return cost(self, handle, request)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One rank-one part per request.

@@ -15,7 +15,7 @@ from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.memory import Side, excitement
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -76,11 +76,19 @@ class WISE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """Places and values that differ; descent holds them, their gradient and the full change."""
         site = handle.anatomy.site(self.layers(handle)[0])
-        size = site.d_in * site.d_out
-        return Cost(patch=round(8 * self.share * size) + 4, state=round(4 * (2 + 3 * self.share) * size), rows=1)
+        row, size, rows = handle.row(request.prompt, request.target), site.d_in * site.d_out, self.contexts + 1
+        drawn, tokens = max(1, round(self.share * size)), len(row.ids) + algebra.context_tokens(self.contexts)
+        first = site.layer + handle.anatomy.additive[site.layer]
+        passes = (
+            Pass(rows, tokens, 0, site.layer),
+            Pass(self.others, OTHER_TOKENS, 0, site.layer),
+            Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True),
+        )
+        state = 8 * (size + drawn) + 4 * (2 * size + 4 * drawn)  # places in order, the change and its gradient, values
+        return Cost(8 * drawn + 12, 0, state, passes, self.steps * 12 * size)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One side copy for all requests.
