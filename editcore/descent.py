@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,18 +68,18 @@ def descend(
     rows = [handle.row(r.prompt, r.target) for r in requests]
     ids = (*(r.ids for r in rows), *map(tuple, beside))
     reads = (*(reads_of(r) for r in rows), *(tuple(range(len(row))) for row in beside))
-    answers = sum(len(r.answer) for r in rows)
+    answers, asked = sum(len(r.answer) for r in rows), algebra.Answers(rows, handle.device)
     with handle.using([]):
         upper = Upper(handle, site, ids, (0,) * len(ids), reads)
         optimiser = torch.optim.Adam(list(values), lr=dials.rate, weight_decay=dials.weight_decay)
         before: Tensor | None = None
         for step in range(dials.steps):
             out = upper.run(change)
-            loss = algebra.target_loss(out[:answers], rows).mean()
+            loss = asked.losses(out[:answers]).mean()
             reached = float(loss.detach())
             work.report(Progress("edit", step + 1, dials.steps, reached, "descending"))
             work.check()
-            if not torch.isfinite(loss):
+            if not math.isfinite(reached):
                 raise Diverged(
                     f"Fine-tuning diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )

@@ -98,7 +98,7 @@ def _missing(handle: Handle, cost: Cost, method: Method) -> int:
 def _kept(handle: Handle, some: Pass) -> int:
     """Bytes of a pass: what its gradient needs, or the widest block; keys and values in front; logits."""
     width, size = handle.anatomy.site(0).d_out, handle.dtype.itemsize
-    wide = 4 * size * max(width, handle.anatomy.site(0).d_in)
+    wide = 2 * size * max(width, handle.anatomy.site(0).d_in)
     tokens, count = some.rows * some.tokens, len(handle.anatomy.blocks)
     found = tokens * wide
     if some.backward:

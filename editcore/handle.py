@@ -171,10 +171,12 @@ class Handle:
             starts = torch.tensor([rows[i].start for i in group], device=ids.device)
             with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
                 out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
-            out = out.float()
             where = {p: j for j, p in enumerate(wanted)}
-            for b, i in enumerate(group):
-                results[i] = out[b, [where[p] for p in _positions(rows[i])]]
+            picked = [(b, where[p]) for b, i in enumerate(group) for p in _positions(rows[i])]
+            line, place = torch.tensor(picked, device=ids.device).T
+            parts = out[line, place].float().split([len(_positions(rows[i])) for i in group])
+            for i, part in zip(group, parts, strict=True):
+                results[i] = part
         return [r for r in results if r is not None]
 
     @torch.no_grad()
@@ -195,7 +197,7 @@ class Handle:
                 input_ids=ids, attention_mask=mask, max_new_tokens=room, min_new_tokens=min(least, room) or None,
                 do_sample=False, pad_token_id=self.pad,
             )  # fmt: skip
-        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out]
+        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out.tolist()]
 
 
 def _positions(row: Row) -> range:

@@ -128,16 +128,21 @@ def _kept(handle: Handle) -> float:
     return found / (rows * min(length, handle.context))
 
 
-def _least(device: torch.device, job: Callable[[], object], times: int = 2) -> float:
-    """Least seconds of some runs, after one that is not timed."""
+def _least(device: torch.device, job: Callable[[], object], times: int = 3) -> float:
+    """Least seconds of some runs, after one that is not timed: the first of a shape costs more."""
     taken = []
     for _ in range(times + 1):
-        began = time.perf_counter()
+        began = _clock(device)
         job()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - began)
+        taken.append(_clock(device) - began)
     return min(taken[1:])
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds: of the only thread that computes, where there is one, whatever runs beside it; else the wall's."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.thread_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @torch.no_grad()
@@ -151,7 +156,6 @@ def seconds_of_tokens(handle: Handle) -> tuple[float, float]:
         length = min(length, handle.context)
         many = torch.full((rows, length), handle.pad, device=handle.device)
         with handle.using([]):
-            handle.model(input_ids=many, use_cache=False)  # the first pass of a shape costs more
             handle.memory["pace"] = (
                 _timed(handle, many) / many.numel(),
                 _timed(handle, many[:1, :1]),
@@ -161,13 +165,7 @@ def seconds_of_tokens(handle: Handle) -> tuple[float, float]:
 
 
 def _timed(handle: Handle, ids: torch.Tensor) -> float:
-    taken = []
-    for _ in range(2):
-        began = time.perf_counter()
-        out = handle.model(input_ids=ids, use_cache=False).logits
-        float(out[0, 0, 0])  # waits for the device
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    return _least(handle.device, lambda: handle.model(input_ids=ids, use_cache=False))
 
 
 def of_training(handle: Handle, dials: Dials) -> float:

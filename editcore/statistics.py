@@ -33,8 +33,11 @@ class Moment:
     factor: Tensor  # lower Cholesky factor of C + ridge [d_in, d_in], fp64
 
     def solve(self, keys: Tensor) -> Tensor:
-        """C^-1 K for columns K [d_in, n], fp64."""
-        return torch.cholesky_solve(keys.double().reshape(keys.shape[0], -1), self.factor)
+        """C^-1 K for columns K [d_in, n], fp64. Two triangular solves: `cholesky_solve` would copy the factor first."""
+        columns = keys.double().reshape(keys.shape[0], -1)
+        half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        found: Tensor = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> Nul
     key = ("spectrum", found.site)
     if key not in handle.memory:
         handle.memory[key] = torch.linalg.eigh(found.factor @ found.factor.T)
-    values, vectors = handle.memory[key]
-    used = vectors[:, values >= cut * (values.mean() if relative else 1.0)]
-    return NullSpace(used, len(values) - used.shape[1])
+    values, vectors = handle.memory[key]  # in rising order: what is used stands behind what is not
+    size = int((values < cut * (values.mean() if relative else 1.0)).sum())
+    return NullSpace(vectors[:, size:], size)
 
 
 def factorise(second: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -128,7 +129,11 @@ class GRACE:
         asks = index == torch.arange(len(own), device=device)[:, None]  # [entries, rows]
         values = torch.stack([entry.value for entry in own]).requires_grad_(True)
         optimiser = torch.optim.Adam([values], lr=self.rate)
-        best, least = values.detach().clone(), torch.full((len(own),), torch.inf, device=device)
+        asked, best, least = (
+            algebra.Answers(rows, device),
+            values.detach().clone(),
+            torch.full((len(own),), torch.inf, device=device),
+        )
 
         spans = torch.tensor([own[i].span for i in which], device=device)
         here = (torch.arange(upper.y.shape[1], device=device) < spans[:, None])[..., None]
@@ -137,19 +142,19 @@ class GRACE:
             return torch.where(here, values[index][:, None].to(y.dtype), y)
 
         for step in range(self.steps):
-            losses = algebra.target_loss(upper.run(change), rows)
-            reached = float(losses.detach().mean())
-            work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))
-            work.check()
-            if not torch.isfinite(losses).all():
-                raise Diverged(
-                    f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
-                )
+            losses = asked.losses(upper.run(change))
             with torch.no_grad():  # Adam at this rate overshoots: each entry keeps the best it saw
                 worst = torch.where(asks, losses.detach(), 0.0).amax(1)
                 better = worst < least
-                best[better], least[better] = values.detach()[better], worst[better]
-            if float(least.max()) < self.enough or step == self.steps - 1:
+                best, least = torch.where(better[:, None], values.detach(), best), torch.where(better, worst, least)
+                reached, most = torch.stack([losses.mean(), least.max()]).tolist()
+            work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))
+            work.check()
+            if not math.isfinite(reached):
+                raise Diverged(
+                    f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
+                )
+            if most < self.enough or step == self.steps - 1:
                 break
             optimiser.zero_grad(set_to_none=True)
             losses.mean().backward()  # type: ignore[no-untyped-call]

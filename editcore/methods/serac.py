@@ -196,7 +196,7 @@ class SERAC:
         found, row = trained.find(handle, self.name), handle.row(request.prompt, request.target)
         count = sum(t.numel() for t in found.state.values())
         patch = 2 * count + 4 * WIDTHS[1] + 4 * len(row.ids) + 16 + 4 + 32
-        return Cost(patch, 8 * count, 4 * count, (Pass(1, row.start, 0, found.layers[0]),), 8 * count)
+        return Cost(patch, 8 * count, 6 * count, (Pass(1, row.start, 0, found.layers[0]),), 8 * count)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One memory for all requests, with the networks: what it recognises and says never changes again.

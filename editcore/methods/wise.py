@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +133,7 @@ class WISE:
         index = drawn[: max(1, round(self.share * size))].sort().values.to(device)
         values = torch.zeros(len(index), device=device, requires_grad=True)
         optimiser = torch.optim.SGD([values], lr=self.rate, weight_decay=self.decay)
-        near_tokens = _prompt_tokens(upper, rows)
+        near_tokens, asked = _prompt_tokens(upper, rows), algebra.Answers(rows, device)
         unit = float((upper.y.float().norm(dim=-1) * near_tokens).sum() / near_tokens.sum()) if self.relative else 1.0
         alpha, beta, gamma = (unit * bound for bound in (self.alpha, self.beta, self.gamma))
         for step in range(self.steps):
@@ -141,15 +142,15 @@ class WISE:
             def change(x: Tensor, y: Tensor, delta: Tensor = delta) -> Tensor:
                 return (y.float() + x.float() @ delta.T).to(y.dtype)
 
-            answer = algebra.target_loss(upper.run(change), rows).mean()
+            answer = asked.losses(upper.run(change)).mean()
             inside = excitement(upper.x, delta, near_tokens, self.window)
             outside = excitement(far, delta, far_tokens, self.window)
             margins = (outside - alpha).relu().mean() + (beta - inside).relu().mean()
             margins = margins + (outside - inside[:, None] + gamma).relu().mean()
-            reached, apart = float(answer.detach()), float(margins.detach())
+            reached, apart = torch.stack([answer, margins]).detach().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "training the side copy"))
             work.check()
-            if not torch.isfinite(answer + margins):
+            if not math.isfinite(reached + apart):
                 raise Diverged(
                     f"The side copy diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )
