@@ -174,7 +174,7 @@ class Handle:
             where = {p: j for j, p in enumerate(wanted)}
             picked = [(b, where[p]) for b, i in enumerate(group) for p in _positions(rows[i])]
             line, place = torch.tensor(picked, device=ids.device).T
-            parts = out[line, place].float().split([len(_positions(rows[i])) for i in group])
+            parts = torch.split(out[line, place].float(), [len(_positions(rows[i])) for i in group])
             for i, part in zip(group, parts, strict=True):
                 results[i] = part
         return [r for r in results if r is not None]

@@ -5,6 +5,7 @@ Before and after can therefore not differ in protocol.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,23 +72,22 @@ def _scored(rows: Sequence[spans.Row], logits: Sequence[Tensor]) -> list[tuple[A
     log_p, picked = torch.log_softmax(every, -1).gather(1, ids), every.gather(1, ids)
     ranks = (every > picked).sum(-1) + 1
     table = torch.stack([log_p[:, 0].double(), every.argmax(-1).double(), ranks.double()], 1).cpu()
-    return [_score(row, part) for row, part in zip(rows, table.split([len(r.answer) for r in rows]), strict=True)]
+    parts = torch.split(table, [len(row.answer) for row in rows])
+    return [_score(row, *part.T.tolist()) for row, part in zip(rows, parts, strict=True)]
 
 
-def _score(row: spans.Row, table: Tensor) -> tuple[AnswerScore, tuple[int, ...]]:
-    """One row's score.
-
-    Args:
-        table: per answer token its log-probability, the most likely id in its place and its own rank [tokens, 3], fp64.
-    """
-    log_p, best = table[:, 0], tuple(int(i) for i in table[:, 1].tolist())
+def _score(
+    row: spans.Row, log_p: Sequence[float], likeliest: Sequence[float], ranks: Sequence[float]
+) -> tuple[AnswerScore, tuple[int, ...]]:
+    """One row's score, by each answer token's log-probability, the most likely id in its place, and its own rank."""
+    best = tuple(map(int, likeliest))
     hits = [one == wanted for one, wanted in zip(best, row.answer, strict=True)]
     score = AnswerScore(
         text="",
         tokens=len(row.answer),
-        joint=float(log_p.sum().exp()),
-        mean=float(log_p.mean().exp()),
-        rank=int(table[0, 2]),
+        joint=math.exp(math.fsum(log_p)),
+        mean=math.exp(math.fsum(log_p) / len(log_p)),
+        rank=int(ranks[0]),
         exact=all(hits),
         token_accuracy=sum(hits) / len(hits),
     )
