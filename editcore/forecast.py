@@ -167,7 +167,7 @@ def lacking(handle: Handle, method: Method, request: EditRequest, needed: int, t
 
 def remedy(handle: Handle, method: Method, request: EditRequest, there: int) -> str:
     """A setting that makes the edit fit into `there` bytes, in words; else what to do instead."""
-    for smaller, said in _smaller(method):
+    for smaller, said in _smaller(handle, method):
         if ROOM * memory(handle, smaller.cost(handle, request), smaller) <= there:
             return f"With {said} it fits."
     if handle.device.type == "cuda" and handle.dtype == torch.float32:
@@ -175,7 +175,7 @@ def remedy(handle: Handle, method: Method, request: EditRequest, there: int) -> 
     return "No setting of it is small enough: choose a lighter method, or free memory on this machine."
 
 
-def _smaller(method: Method) -> Iterator[tuple[Method, str]]:
+def _smaller(handle: Handle, method: Method) -> Iterator[tuple[Method, str]]:
     """The method with one setting lower, ever lower; then with one layer."""
     names = {f.name for f in dataclasses.fields(method)}
     for name, least in LEVERS:
@@ -184,8 +184,8 @@ def _smaller(method: Method) -> Iterator[tuple[Method, str]]:
             half = value // 2 if isinstance(value, int) else value / 2
             value = False if isinstance(value, bool) else max(least, half)
             yield dataclasses.replace(method, **{name: value}), f"{name} at {value}"
-    if {"first", "last"} <= names and getattr(method, "last", None) is not None:
-        last: Any = getattr(method, "last")  # noqa: B009
+    if {"first", "last"} <= names and len(method.layers(handle)) > 1:
+        last: Any = method.layers(handle)[-1]
         yield dataclasses.replace(method, first=last), f"block {last} alone (first at {last})"
 
 
