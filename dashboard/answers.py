@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from dashboard import resources, state
 
+USABLE = "usable"  # the name under which it is asked which methods can run
 AT_ONCE = 0.3  # seconds a run waits for all its answers; an idle model gives them sooner
 
 
@@ -31,6 +32,11 @@ def remembered(name: str, content: Any) -> Any:
     """What was found out under this name for this content, without asking; None when it was not."""
     print_, found = state.kept().get(f"once:{name}", ("", None))
     return found if print_ == state.digest(content) else None
+
+
+def refused(names: Sequence[str]) -> dict[str, str]:
+    """Of these methods, those that the model's engine said cannot run here, and why; nothing until it was asked."""
+    return {row["method"]: row["problem"] for row in remembered(USABLE, list(names)) or () if row["problem"]}
 
 
 def once(name: str, content: Any, make: Callable[[], Any]) -> Any:

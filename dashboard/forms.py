@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import state
+from dashboard import answers, state
 from dashboard.text import plain
 from editcore.records import MethodInfo, SettingInfo
 
@@ -20,14 +20,19 @@ def method_choice(methods: Sequence[MethodInfo]) -> MethodInfo:
     names = [m.name for m in methods]
     if state.value(state.METHOD) not in names:
         state.set_widget(state.METHOD, state.DEFAULT_METHOD if state.DEFAULT_METHOD in names else names[0])
-    by_name = {m.name: m for m in methods}
+    by_name, out = {m.name: m for m in methods}, answers.refused(names)
     chosen = st.pills(
-        "Method", names, key=state.METHOD, format_func=lambda n: plain(by_name[n].title), required=True, wrap=True,
+        "Method", names, key=state.METHOD, format_func=lambda n: label(by_name[n], out), required=True, wrap=True,
         persist_state="session",
         help="  \n".join(f"**{plain(m.title)}**: {plain(m.sentence)}" for m in methods),
     )  # fmt: skip
     st.caption(plain(by_name[chosen].sentence))
     return by_name[chosen]
+
+
+def label(method: MethodInfo, out: Mapping[str, str]) -> str:
+    """The method's name, marked when it is one of those that cannot run here."""
+    return f":material/block: {plain(method.title)}" if method.name in out else plain(method.title)
 
 
 def settings_form(method: MethodInfo) -> dict[str, Any]:

@@ -55,16 +55,37 @@ def _sample_contexts(handle: Handle, count: int) -> list[tuple[int, ...]]:
     return rows
 
 
-def target_loss(log_probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
-    """-(1/|y|) sum_t log p(y_t | x, y_<t) for each row, [rows]: a mean over the answer's tokens.
+def weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """sum_j w_ij v_j [rows] of values [n] by weights [rows, n]; what has no weight may be anything, even not finite."""
+    return (weights * torch.where(weights > 0, values, 0.0)).sum(1)
+
+
+class Answers:
+    """Rows' answers on a device, laid out once: every step of a search looks at the same tokens.
 
     Args:
-        log_probabilities: [sum of answer lengths, vocabulary], rows in order.
+        rows: prompts with answers, in the order their log-probabilities come in.
     """
-    ids = torch.tensor([i for row in rows for i in row.answer], device=log_probabilities.device)
-    picked = log_probabilities.gather(1, ids[:, None])[:, 0]
-    lengths = [len(row.answer) for row in rows]
-    return -torch.stack([part.mean() for part in torch.split(picked, lengths)])
+
+    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+        ids = [i for row in rows for i in row.answer]
+        begin = [sum(len(row.answer) for row in rows[:i]) for i in range(len(rows))]
+        weights = torch.zeros(len(rows), len(ids))
+        for i, row in enumerate(rows):
+            weights[i, begin[i] : begin[i] + len(row.answer)] = 1 / len(row.answer)
+        self.ids, self.weights = torch.tensor(ids, device=device), weights.to(device)
+
+    def losses(self, log_probabilities: Tensor) -> Tensor:
+        """-(1/|y|) sum_t log p(y_t | x, y_<t) of each row [rows]: a mean over the answer's tokens.
+
+        Args:
+            log_probabilities: [sum of answer lengths, vocabulary], rows in order.
+        """
+        return -weighted(self.weights, log_probabilities.gather(1, self.ids[:, None])[:, 0])
+
+    def missed(self, log_probabilities: Tensor) -> Tensor:
+        """Of each row [rows], the share of answer tokens that are not the most likely ones."""
+        return weighted(self.weights, (log_probabilities.argmax(1) != self.ids).float())
 
 
 def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row) -> list[Row]:
@@ -87,6 +108,11 @@ def _behind(context: Sequence[int], row: Row) -> Row:
         moved(row.subject_start),
         row.lead,
     )
+
+
+def context_tokens(count: int) -> int:
+    """Tokens of the longest of `count` contexts."""
+    return max(CONTEXT_LENGTHS[: min(count, len(CONTEXT_LENGTHS))], default=-1) + 1
 
 
 @dataclass(frozen=True)
@@ -184,23 +210,28 @@ def search_values(
 
         return change
 
+    device = handle.device
     settles = dials.eased != 1.0 or dials.calm is not None
+    asked = Answers([row for wish in wishes for row in wish.rows], device)
+    wish_of = torch.repeat_interleave(torch.arange(len(wishes)), torch.tensor(counts) - 1)
+    means = torch.stack([(wish_of == i) / (count - 1) for i, count in enumerate(counts)]).to(device)  # [wishes, rows]
+    essences = {start + count - 1 for start, count in zip(first, counts, strict=True)}
+    places = torch.split(torch.arange(sum(map(len, reads))), [len(read) for read in reads])
+    at_answer = torch.cat([p for i, p in enumerate(places) if i not in essences]).to(device)
+    at_essence = torch.cat([p for i, p in enumerate(places) if i in essences]).to(device)
     found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
-    before: tuple[Tensor, ...] | None = None
+    before: Tensor | None = None
     for step in range(dials.steps):
-        parts = torch.split(upper.run(*map(adding, deltas)), [len(r) for r in reads])
-        said = [parts[i + n - 1] for i, n in zip(first, counts, strict=True)]
-        before = before or tuple(out.detach() for out in said)  # every delta is still zero in the first pass
-        answers = [torch.cat(parts[i : i + n - 1]) for i, n in zip(first, counts, strict=True)]
-        missed = torch.stack([target_loss(a, w.rows).mean() for a, w in zip(answers, wishes, strict=True)])
-        moved = torch.stack([
-            torch.nn.functional.kl_div(old, now, log_target=True, reduction="sum")
-            for old, now in zip(before, said, strict=True)
-        ])  # fmt: skip
+        out = upper.run(*map(adding, deltas)).to(device)
+        answers, said = out[at_answer], out[at_essence]
+        before = said.detach() if before is None else before  # every delta is still zero in the first pass
+        missed = weighted(means, asked.losses(answers))
+        moved = torch.nn.functional.kl_div(said, before, log_target=True, reduction="none").sum(1)
         long = torch.stack([d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)]).sum(0)
-        held = dials.kl * moved + dials.decay * long.to(moved.device)
-        reached, apart = (missed + held).detach().tolist(), moved.detach().tolist()
-        most_likely = [settles and _first_everywhere(a, w.rows) for a, w in zip(answers, wishes, strict=True)]
+        held = dials.kl * moved + dials.decay * long.to(device)
+        unlike = weighted(means, asked.missed(answers)) if settles else torch.ones_like(missed)
+        # The host waits for the device here and nowhere else in a step.
+        reached, apart, wrong = torch.stack([missed + held, moved, unlike]).detach().tolist()
         open_ = [i for i in range(len(wishes)) if i not in found]
         listen(step + 1, sum(reached[i] for i in open_) / len(open_))
         if not all(math.isfinite(reached[i]) for i in open_):
@@ -208,14 +239,13 @@ def search_values(
                 f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
             )
         for i in open_:
-            calm = dials.calm is not None and most_likely[i] and apart[i] <= dials.calm
+            calm = dials.calm is not None and not wrong[i] and apart[i] <= dials.calm
             if reached[i] < dials.enough or calm or step == dials.steps - 1:
                 found[i] = deltas[0][i].detach().clone(), reached[i], step
         if len(found) == len(wishes):
             break
         optimiser.zero_grad(set_to_none=True)
-        weights = torch.tensor([dials.eased if likely else 1.0 for likely in most_likely], device=missed.device)
-        (weights * missed + held).sum().backward()  # type: ignore[no-untyped-call]
+        (torch.where(unlike == 0, dials.eased, 1.0) * missed + held).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
             for d, size in zip(deltas, sizes, strict=True):
@@ -235,12 +265,6 @@ def attention_end(handle: Handle, site: Site) -> nn.Module:
         handle.memory[key] = attention_output(handle.model, handle.anatomy.blocks[site.layer], site.d_out)
     found: nn.Module = handle.memory[key]
     return found
-
-
-def _first_everywhere(log_probabilities: Tensor, rows: Sequence[Row]) -> bool:
-    """True when every answer token of every row is the most likely one; arguments as for `target_loss`."""
-    ids = torch.tensor([i for row in rows for i in row.answer], device=log_probabilities.device)
-    return bool((log_probabilities.argmax(1) == ids).all())
 
 
 def ridge(solve: Callable[[Tensor], Tensor], keys: Tensor, weight: float) -> Tensor:

@@ -129,7 +129,7 @@ def _report(draw: Draw, handle: Any, edits: Sequence[Any], to: Path, as_json: bo
 
 
 def _tell(made: Any) -> None:
-    from editcore.edit import human_bytes
+    from editcore.words import human_bytes
 
     out.print(f"Written to {made.folder}, {human_bytes(made.bytes)}.", markup=False, highlight=False, style="bold")
     if made.difference is not None:

@@ -36,8 +36,8 @@ def models(device: Device = None, dtype: Dtype = None, as_json: AsJson = False) 
     """Lists the models of the local cache: size, whether it fits here, and the command that opens it."""
     import dataclasses
 
-    from editcore.edit import human_bytes
     from editcore.picker import choices
+    from editcore.words import human_bytes
 
     found = choices(device, dtype)
     if as_json:

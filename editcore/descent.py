@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,15 @@ from editcore import algebra
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.method import Cost, Work
+from editcore.method import Cost, Pass, Work
 from editcore.passes import passes
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import reads_of
 from editcore.spans import Row
+
+STATE = 6  # times the matrix: its start, the value, a gradient, two moments, the change
+MOVED = 16  # times the matrix: what a pass, its gradient and Adam's step read and write of it
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,18 @@ def descend(
     handle, beside = work.handle, replay.rows if replay else ()
     rows = [handle.row_of(r) for r in requests]
     reads = (*(reads_of(r) for r in rows), *(tuple(range(r.start - 1, len(r.ids))) for r in beside))
-    answers = sum(len(r.answer) for r in rows)
+    answers, asked = sum(len(r.answer) for r in rows), algebra.Answers(rows, handle.device)
     with handle.using([]):
         upper = passes(handle, site, (*rows, *beside), reads)
         optimiser = torch.optim.Adam(list(values), lr=dials.rate, weight_decay=dials.weight_decay)
         before: Tensor | None = None
         for step in range(dials.steps):
             out = upper.run(change)
-            loss = algebra.target_loss(out[:answers], rows).mean()
+            loss = asked.losses(out[:answers]).mean()
             reached = float(loss.detach())
             work.report(Progress("edit", step + 1, dials.steps, reached, "descending"))
             work.check()
-            if not torch.isfinite(loss):
+            if not math.isfinite(reached):
                 raise Diverged(
                     f"Fine-tuning diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )
@@ -129,11 +133,22 @@ def default_layer(handle: Handle) -> int:
     return said_by.start + 2 * len(said_by) // 3
 
 
-def cost(site: Site, rows: int = 1) -> Cost:
-    """One dense part; descent holds the value, its start, its gradient and Adam's two moments.
+def counted(
+    handle: Handle, site: Site, request: EditRequest, steps: int, rows: int = 0, length: int = 0
+) -> tuple[Pass, ...]:
+    """What `descend` reads for one request.
 
     Args:
-        rows: texts in one pass.
+        rows, length: replayed texts, and their tokens.
     """
-    size = 4 * (site.d_in + 1) * site.d_out
-    return Cost(patch=size, state=5 * size, rows=rows)
+    row = handle.row_of(request)
+    tokens, first = max(len(row.ids), length), site.layer + handle.anatomy.additive[site.layer]
+    every = Pass(1 + rows, tokens, first, None, len(row.answer) + rows * length, steps, backward=True)
+    return Pass(1 + rows, tokens, 0, site.layer), every
+
+
+def cost(handle: Handle, site: Site, request: EditRequest, steps: int, rows: int = 0, length: int = 0) -> Cost:
+    """One dense part; descent holds the value, its start, its gradient and Adam's two moments; see `counted`."""
+    size = 4 * (site.d_in + (site.bias() is not None)) * site.d_out
+    found = counted(handle, site, request, steps, rows, length)
+    return Cost(size, state=STATE * size, passes=found, moved=steps * MOVED * size)

@@ -14,17 +14,16 @@ import torch
 
 from editcore import gate, locate, measure, pace, spans, statistics, suggest
 from editcore.errors import BadInput, BadRequest, SubjectNotFound, Untrained
+from editcore.forecast import enough, forecast
 from editcore.handle import Handle
 from editcore.learned import Dials
 from editcore.lookup import is_named, normal
-from editcore.methods import RULE, Cost, Method, Work, prepare_method, prepared
+from editcore.methods import RULE, Method, Work, prepare_method, prepared
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Form, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
-from editcore.words import FORM_WORDS, duration
+from editcore.words import FORM_WORDS, human_bytes
 from editcore.world.facts import World, load_world
 
-ROW_TOKENS = 48  # tokens a text is expected to have, for the estimate of memory
-ACTIVATION_BYTES = 64  # kept per token, block and unit of width while a gradient is computed: 16 numbers
 LONGEST_SAID = 120  # characters of an answer in a sentence
 SURE = 0.5  # probability of its own answer from which a model counts as knowing it
 
@@ -164,7 +163,7 @@ def run_edits(
     made = prepare_method(method, handle, settings)
     checked = check_requests(handle, requests, made)
     work = Work(handle, report, stop, home, patches)
-    with torch.inference_mode(False), handle.using(patches):
+    with enough(handle, made, checked[0]), torch.inference_mode(False), handle.using(patches):
         prepared = _prepare(work, made)
         firsts = []
         for request in checked:
@@ -309,16 +308,6 @@ def percent(value: float) -> str:
     return f"{share:.1f} %" if share < 10 or 99 < share < 99.95 else f"{share:.0f} %"
 
 
-def human_bytes(count: int) -> str:
-    """5120 -> "5 kB"."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
 def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took: bool, target: str) -> str:
     """What to try next, when something is amiss; else empty."""
     first = results[0].after
@@ -396,10 +385,9 @@ def preflight(
         warnings.append(new)
     if checked.prompt.casefold().rstrip(" ?.").endswith(checked.target.casefold()):
         warnings.append("The prompt already ends in the corrected answer.")
-    cost = made.cost(handle)
-    prepare, seconds = outlook(handle, made, home)
+    expected = forecast(handle, made, checked, home)
     return Preflight(
-        ok=True,
+        ok=not expected.problem,
         subject=subject,
         subject_source=source,
         target_tokens=spans.pieces(handle.tokenizer, row.answer),
@@ -407,10 +395,11 @@ def preflight(
         old_probability=belief,
         target_probability=reading.new.mean,
         modules=tuple(s.path for s in sites),
-        seconds=seconds,
-        bytes=cost.patch,
-        memory=_memory(handle, cost),
-        prepare=prepare,
+        seconds=expected.seconds,
+        bytes=expected.patch,
+        memory=expected.memory,
+        prepare=expected.prepare,
+        problems=(expected.problem,) if expected.problem else (),
         warnings=tuple(warnings),
         known=known,
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
@@ -419,25 +408,3 @@ def preflight(
         text=handle.text(checked.prompt, checked.form),
         answer=handle.envelope(checked.form).gap + checked.target,
     )
-
-
-def _memory(handle: Handle, cost: Cost) -> int:
-    """Expected peak bytes over the loaded model: what the method holds, and activations."""
-    width = handle.anatomy.site(0).d_out
-    return cost.state + ACTIVATION_BYTES * cost.rows * ROW_TOKENS * width * len(handle.anatomy.blocks)
-
-
-def outlook(handle: Handle, method: Method, home: Path | None = None) -> tuple[str, float | None]:
-    """What an edit by this method waits for first, in words ("": nothing), and the seconds it is expected to take."""
-    waiting = [site for site in method.measured(handle) if not statistics.ready(handle, site, home)]
-    done: list[float] = handle.memory.get(("seconds", method.name), [])
-    usual = sorted(done)[len(done) // 2] if done else None
-    if not waiting:
-        return "", usual
-    takes = duration(sum(pace.of_statistics(handle, site, home) for site in waiting))
-    return f"The first edit at this layer reads statistics first: about {takes}, once for this model.", usual
-
-
-def remember_seconds(handle: Handle, report: EditReport) -> None:
-    """Keeps how long edits take on this machine, for the next pre-flight."""
-    handle.memory.setdefault(("seconds", report.method), []).append(report.seconds.edit)

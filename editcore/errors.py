@@ -13,6 +13,7 @@ EditcoreError
 ├── PatchError          a patch file is damaged
 ├── Diverged            an edit produced a number that is not finite
 ├── Cancelled           somebody asked to stop
+├── OutOfMemory         the device had not enough left; nothing was kept
 └── EngineError         the worker is not there, or broke
     └── EngineBusy      the queue is full
 """
@@ -92,6 +93,10 @@ class Cancelled(EditcoreError):
     """The work was stopped on request; nothing was kept."""
 
 
+class OutOfMemory(EditcoreError):
+    """The device had not enough memory left; nothing was kept."""
+
+
 class EngineError(EditcoreError):
     """The engine is not running, did not answer, or broke while working."""
 
@@ -104,11 +109,19 @@ BY_NAME: dict[str, type[EditcoreError]] = {
     kind.__name__: kind
     for kind in (
         EditcoreError, BadInput, BadRequest, SubjectNotFound, BadSetting, UnknownMethod, Untrained, Unsuited,
-        ModelError, WrongModel, PatchError, Diverged, Cancelled, EngineError, EngineBusy,
+        ModelError, WrongModel, PatchError, Diverged, Cancelled, OutOfMemory, EngineError, EngineBusy,
     )
 }  # fmt: skip
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, cut where it gets long."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what a library raises when memory cannot be had."""
+    if isinstance(error, MemoryError | OutOfMemory):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)

@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.layout import Layout, logits_at
+from editcore.method import Cost, Pass
+from editcore.resume import Upper
 from editcore.spans import Row
 
 
@@ -37,6 +39,19 @@ class Factors:
         pairs = [zip(mine, its, strict=True) for mine, its in ((self.read, other.read), (self.write, other.write))]
         read, write = (tuple(torch.cat(pair, 1) for pair in group) for group in pairs)
         return Factors(read, write)
+
+
+def cost(
+    handle: Handle, sites: Sequence[Site], row: Row, more: int = 0, steps: int = 1, answering: bool = False,
+    held: int = 0,
+) -> Cost:  # fmt: skip
+    """Of edits made of one answer's gradient; see `trained.cost`."""
+    lowest, top = min(site.layer for site in sites), len(handle.anatomy.blocks) - 1
+    ranks = [len(row.answer) if answering or site.layer == top else len(row.ids) - 1 for site in sites]
+    patch = sum(4 * (steps * rank + more) * (site.d_in + site.d_out) for rank, site in zip(ranks, sites, strict=True))
+    below = Pass(1, len(row.ids), 0, lowest - 1)
+    above = Pass(1, len(row.ids), lowest, None, len(row.answer), steps, backward=True)
+    return Cost(patch, held, 2 * patch, (below, above), held // 2)
 
 
 @dataclass(frozen=True)
@@ -101,20 +116,25 @@ def losses(log_p: Tensor, batch: Texts) -> Tensor:
     return -batch.mean_by_row(log_p.gather(1, batch.wanted[:, None])[:, 0])
 
 
+def added(x: Tensor, y: Tensor, read: Tensor, write: Tensor) -> Tensor:
+    """y with each row's own low-rank change: y += (x read^T) write."""
+    read, write = read.to(x.device), write.to(x.device)
+    weights = torch.bmm(x.float().reshape(len(read), -1, x.shape[-1]), read.transpose(1, 2))
+    return y + torch.bmm(weights, write).reshape(y.shape).to(y.dtype)
+
+
 @contextmanager
 def changed(sites: Sequence[Site], factors: Factors) -> Iterator[None]:
     """While the block runs, each row of a pass has the change of the same row of `factors` in place."""
 
     def add(read: Tensor, write: Tensor) -> Any:
         def hook(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            x = args[0].float()
-            weights = torch.bmm(x.reshape(len(read), -1, x.shape[-1]), read.transpose(1, 2))
-            return out + torch.bmm(weights, write).reshape(out.shape).to(out.dtype)
+            return added(args[0], out, read, write)
 
         return hook
 
     hooks = [
-        site.module.register_forward_hook(add(r.to(site.device), w.to(site.device)))
+        site.module.register_forward_hook(add(r, w))
         for site, r, w in zip(sites, factors.read, factors.write, strict=True)
     ]
     try:
@@ -160,3 +180,55 @@ def gradients(
     if not graph:
         read, write, log_p = [x.detach() for x in read], [g.detach() for g in write], log_p.detach()
     return Factors(tuple(read), tuple(write)), log_p
+
+
+class Again:
+    """`gradients` at the same texts again and again: what no change of the sites can reach is run once.
+
+    Made and used with the same patches in place.
+    """
+
+    def __init__(self, handle: Handle, sites: Sequence[Site], batch: Texts) -> None:
+        self.sites, self.batch = sites, batch
+        self.lowest = min(range(len(sites)), key=lambda i: sites[i].layer)
+        lengths = batch.mask.sum(1).tolist()
+        rows = tuple(tuple(row[:length]) for row, length in zip(batch.ids.tolist(), lengths, strict=True))
+        reads: list[list[int]] = [[] for _ in rows]
+        for line, place in zip(batch.line.tolist(), batch.place.tolist(), strict=True):
+            reads[line].append(place)
+        self.upper = Upper(handle, sites[self.lowest], rows, (0,) * len(rows), tuple(map(tuple, reads)))
+
+    def gradients(self, more: Factors | None = None) -> Factors:
+        """See `gradients`, with each row's change `more` in place as in `changed`."""
+        x, y, low = self.upper.x, self.upper.y, self.lowest
+        y = y if more is None else added(x, y, more.read[low], more.write[low])
+        start = y.detach().requires_grad_(True)
+        seen = {low: (x, start)}
+        with torch.enable_grad(), self._above(more, seen):
+            log_p = self.upper.run(lambda _x, _y: start)
+            outputs = [seen[i][1] for i in range(len(self.sites))]
+            found = torch.autograd.grad(losses(log_p, self.batch).sum(), outputs)
+        shape, real = (*self.batch.ids.shape, -1), self.batch.mask[..., None]
+        read = tuple(seen[i][0].reshape(shape).float().detach().to(real.device) for i in range(len(self.sites)))
+        return Factors(read, tuple(g.reshape(shape).float().to(real.device) * real for g in found))
+
+    @contextmanager
+    def _above(self, more: Factors | None, seen: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """While the block runs, the sites above the lowest are changed, and noted as `seen`: input and output."""
+        above = [i for i in range(len(self.sites)) if i != self.lowest]
+
+        def note(i: int) -> Any:
+            def hook(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+                seen[i] = args[0], out
+
+            return hook
+
+        some = [self.sites[i] for i in above]
+        part = None if more is None else Factors(*(tuple(t[i] for i in above) for t in (more.read, more.write)))
+        with nullcontext() if part is None else changed(some, part):
+            hooks = [self.sites[i].module.register_forward_hook(note(i)) for i in above]
+            try:
+                yield
+            finally:
+                for hook in hooks:
+                    hook.remove()

@@ -339,9 +339,10 @@ class Handle:
         starts = torch.tensor([row.start for row in rows], device=ids.device)
         with reading(torch.arange(ids.shape[1], device=ids.device) < starts[:, None]):
             out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
-        out = out.float()
         where = {p: j for j, p in enumerate(wanted)}
-        return [out[b, [where[p] for p in _positions(row)]] for b, row in enumerate(rows)]
+        picked = [(b, where[p]) for b, row in enumerate(rows) for p in _positions(row)]
+        line, place = torch.tensor(picked, device=out.device).T
+        return list(torch.split(out[line, place].float(), [len(_positions(row)) for row in rows]))
 
     def _said(self, rows: Sequence[Row]) -> list[Tensor]:
         layout, counts = self.layout(rows), [len(_positions(row)) for row in rows]
@@ -372,7 +373,7 @@ class Handle:
                 input_ids=ids, attention_mask=mask, max_new_tokens=room, min_new_tokens=min(least, room) or None,
                 do_sample=False, pad_token_id=self.pad,
             )  # fmt: skip
-        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out]
+        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in out.tolist()]
 
     def say(self, prompts: Sequence[Sequence[int]], tokens: int, least: int = 0, **how: Any) -> Tensor:
         """What a decoder says to prompts that an encoder reads; see `layout.sampled`."""

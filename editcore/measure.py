@@ -5,6 +5,7 @@ Before and after can therefore not differ in protocol.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,37 +58,51 @@ def read(
         # Enough to say the new answer: a long one is judged whole.
         length = max([CONTINUATION, *(len(row.answer) for row, (_, a) in zip(rows, asked, strict=True) if a == target)])
         texts = handle.generate([p.ids for p in prompts], length) if generate else [""] * len(probes)
-    nexts = [torch.log_softmax(x[0], -1).cpu() for x in logits[: len(probes)]]
-    answers = iter(zip(rows, logits[len(probes) :], strict=True))
+    nexts = torch.log_softmax(torch.cat(logits[: len(probes)]), -1).cpu()
+    scored = iter(_scored(rows, logits[len(probes) :]))
     results = []
     for i, old in enumerate(olds):
-        new_score, _ = _score(target, *next(answers)) if target else (None, ())
-        old_score, likeliest = _score(old, *next(answers)) if old else (None, ())
+        new_score = replace(next(scored)[0], text=target) if target else None
+        old_score, likeliest = next(scored) if old else (None, ())
+        old_score = old_score and replace(old_score, text=old)
         results.append(_Raw(Reading(new_score, old_score, _top(handle, nexts[i]), texts[i]), nexts[i], likeliest))
     return results
 
 
-def _score(text: str, row: spans.Row, logits: Tensor) -> tuple[AnswerScore, tuple[int, ...]]:
-    ids = torch.tensor(row.answer, device=logits.device)
-    log_p = torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0].double()
-    best = logits.argmax(-1)
-    hits = best == ids
-    rank = int((logits[0] > logits[0, ids[0]]).sum()) + 1
+def _scored(rows: Sequence[spans.Row], logits: Sequence[Tensor]) -> list[tuple[AnswerScore, tuple[int, ...]]]:
+    """Each row's answer scored, and the most likely tokens along it; the device is waited for once, for all rows."""
+    if not rows:
+        return []
+    every = torch.cat(list(logits))
+    ids = torch.tensor([i for row in rows for i in row.answer], device=every.device)[:, None]
+    log_p, picked = torch.log_softmax(every, -1).gather(1, ids), every.gather(1, ids)
+    ranks = (every > picked).sum(-1) + 1
+    table = torch.stack([log_p[:, 0].double(), every.argmax(-1).double(), ranks.double()], 1).cpu()
+    parts = torch.split(table, [len(row.answer) for row in rows])
+    return [_score(row, *part.T.tolist()) for row, part in zip(rows, parts, strict=True)]
+
+
+def _score(
+    row: spans.Row, log_p: Sequence[float], likeliest: Sequence[float], ranks: Sequence[float]
+) -> tuple[AnswerScore, tuple[int, ...]]:
+    """One row's score, by each answer token's log-probability, the most likely id in its place, and its own rank."""
+    best = tuple(map(int, likeliest))
+    hits = [one == wanted for one, wanted in zip(best, row.answer, strict=True)]
     score = AnswerScore(
-        text=text,
+        text="",
         tokens=len(row.answer),
-        joint=float(log_p.sum().exp()),
-        mean=float(log_p.mean().exp()),
-        rank=rank,
-        exact=bool(hits.all()),
-        token_accuracy=float(hits.float().mean()),
+        joint=math.exp(math.fsum(log_p)),
+        mean=math.exp(math.fsum(log_p) / len(log_p)),
+        rank=int(ranks[0]),
+        exact=all(hits),
+        token_accuracy=sum(hits) / len(hits),
     )
-    return score, tuple(best.tolist())
+    return score, best
 
 
 def mean_probabilities(rows: Sequence[spans.Row], logits: Sequence[Tensor]) -> list[float]:
     """Per-token geometric mean probability of each row's answer."""
-    return [_score("", row, x)[0].mean for row, x in zip(rows, logits, strict=True)]
+    return [score.mean for score, _ in _scored(rows, logits)]
 
 
 def answer(handle: Handle, prompts: Sequence[str], patches: Sequence[Patch] = (), form: Form = "raw") -> list[Reading]:

@@ -38,12 +38,28 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """Some passes of an edit through the model, all alike."""
+
+    rows: int  # texts
+    tokens: int  # of each that are read
+    first: int  # the first block that runs
+    last: int | None  # the last one; None: all of them and the head
+    reads: int = 0  # places, in all rows, whose next token is predicted
+    times: int = 1
+    backward: bool = False  # a gradient is taken, back to `first`
+    before: int = 0  # tokens in front of each text whose keys and values are kept
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
-    """What an edit is expected to take, in bytes."""
+    """What an edit is expected to take; bytes."""
 
     patch: int  # size of the result
-    state: int  # what the method holds while it runs, without the model and its activations
-    rows: int  # texts in one forward pass
+    held: int = 0  # what it reads once and keeps for edits to come: statistics, a trained editor
+    state: int = 0  # what it holds while it runs, without the model and its activations
+    passes: tuple[Pass, ...] = ()
+    moved: int = 0  # read and written beside the passes
 
 
 class Method(Protocol):
@@ -70,8 +86,8 @@ class Method(Protocol):
         """The sites whose statistics it reads."""
         ...
 
-    def cost(self, handle: Handle) -> Cost:
-        """What one edit is expected to take."""
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """What one edit is expected to take, at most: passes are counted as if it never stopped early."""
         ...
 
 

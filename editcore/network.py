@@ -80,24 +80,27 @@ class GradientEditor(learned.Editor):
             self.std[kind].data = every.std(0).clamp_min(SMALLEST)
 
     def turned(self, handle: Handle, batch: Texts, fast: bool) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Per site: x as read, x~, delta~ [rows, tokens, width each], and which tokens take part [rows, tokens, 1].
+        """Per site: x as read, x~ and delta~ [n, width each] of the n tokens that take part, and which they are.
 
-        x~ and delta~ are 0 at tokens that do not.
+        The last is [rows, tokens]; `laid_out` puts values back in their places.
         """
         factors, _ = gradients.gradients(handle, self.sites, batch, fast)
         for i, (x, delta) in enumerate(zip(factors.read, factors.write, strict=True)):
-            kind, counts = self.kind[i], self.counts(batch, delta)[..., None]
-            taking = counts[..., 0]
-            z = torch.cat([x, delta], -1)[taking]
-            z = (z - self.mean[kind]) / self.std[kind]
+            kind, taking = self.kind[i], self.counts(batch, delta)
+            read = x[taking]
+            z = (torch.cat([read, delta[taking]], -1) - self.mean[kind]) / self.std[kind]
             for block in range(BLOCKS):
                 j = BLOCKS * kind + block
-                inner = z @ self.down[j].T @ self.up[j].T + self.bias[j]
+                inner = torch.addmm(self.bias[j], z @ self.down[j].T, self.up[j].T)
                 scale, offset = self.scale[i][block], self.offset[i][block]
                 z = z + (scale * _positive(inner) + offset if self.outside else _positive(scale * inner + offset))
-            every = z.new_zeros(*taking.shape, z.shape[-1]).masked_scatter(counts, z)
-            turned, other = torch.split(every, [x.shape[-1], delta.shape[-1]], -1)
-            yield x, turned, other, counts
+            turned, other = torch.split(z, [x.shape[-1], delta.shape[-1]], -1)
+            yield read, turned, other, taking
+
+
+def laid_out(values: Tensor, taking: Tensor) -> Tensor:
+    """Values [n, width] of the tokens that take part in their places [rows, tokens, width]; 0 elsewhere."""
+    return values.new_zeros(*taking.shape, values.shape[-1]).index_put((taking,), values)
 
 
 def _positive(value: Tensor) -> Tensor:

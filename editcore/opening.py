@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from editcore.devices import DeviceMap, choose_device, choose_dtype, spread_over
 from editcore.errors import ModelError
 from editcore.handle import Handle
 from editcore.layout import closing, opening
+from editcore.loading import Loaded, told
 
 
 def load(
@@ -24,6 +26,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     device_map: DeviceMap | None = None,
+    listen: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Handle:
     """Loads a model by the embedded model's name, a local folder, or a hub id.
 
@@ -33,6 +36,7 @@ def load(
         revision: branch, tag or commit of a hub id.
         device_map: instead of a device: spread over several, "auto", "balanced", "balanced_low_0", "sequential" or a
             device per module.
+        listen: hears how much of the weights has been read.
 
     Raises:
         ModelError: it cannot be found, read or safely edited; the message says what to do.
@@ -43,7 +47,8 @@ def load(
     found = checkpoint.find(name, revision)
     maker = weights.auto_class(found)
     weights.check_room(found, kind, chosen, spread is not None)
-    tokenizer, model = weights.read(maker, found, kind, spread)
+    with told(str(found.files), None, listen):
+        tokenizer, model = weights.read(maker, found, kind, spread)
     if found.folder is None:
         model.config._name_or_path = name
     if spread is not None:

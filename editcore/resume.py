@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from editcore.anatomy import Site
+from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
 from editcore.prompts import reading
 from editcore.spans import Row
@@ -246,7 +247,9 @@ class Upper:
         try:
             with torch.no_grad():
                 return one_pass()
-        except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
+        except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            if is_out_of_memory(error):  # which says nothing about the model
+                raise
             return None
 
     def _near(self, found: Tensor | None, wanted: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from editcore import algebra, dials, statistics, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.method import Cost, Method, Work, made_by
+from editcore.method import Cost, Method, Pass, Work, made_by
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import Row
@@ -119,10 +119,30 @@ def sites(method: Method, handle: Handle) -> tuple[Site, ...]:
     return tuple(handle.anatomy.site(layer) for layer in method.layers(handle))
 
 
-def cost(method: dials.Searching, handle: Handle) -> Cost:
-    """Rank-one parts; the factors of the statistics it reads are held in fp64."""
-    patch = sum(4 * (site.d_in + site.d_out) for site in sites(method, handle))
-    return Cost(patch, sum(8 * site.d_in**2 for site in method.measured(handle)), method.contexts + 2)
+def cost(method: dials.Searching, handle: Handle, request: EditRequest, inside: bool = False) -> Cost:
+    """Rank-one parts; factors of the statistics stay in fp64; passes of the search, then of each layer's keys.
+
+    Args:
+        inside: the search starts at the matrix and not behind its block.
+    """
+    places, last = sites(method, handle), method.layers(handle)[-1]
+    row = handle.row(request.prompt, request.target, request.subject or "", request.form)
+    at, further = row.subject or 0, algebra.context_tokens(method.contexts)
+    rows, tail = method.contexts + 2, len(row.ids) - (row.subject or 0)
+    first = last if inside else last + handle.anatomy.additive[last]
+    reads = (rows - 1) * len(row.answer) + 1
+    about = len(subject.FRAMES) if method.key == "subject" else method.contexts
+    keys = [Pass(1 + about, at + 1 + (0 if method.key == "subject" else further), 0, site.layer) for site in places]
+    again = [Pass(1, at + 1, 0, last) for _ in places[1:]]
+    squares = [8 * site.d_in**2 for site in method.measured(handle)]
+    passes = (
+        Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1),
+        Pass(rows, tail, first, None, reads, method.steps, backward=True, before=at + further),
+        *keys,
+        *again,
+    )
+    patch = sum(4 * (site.d_in + site.d_out) for site in places)
+    return Cost(patch, sum(squares), max(squares, default=0) // 64, passes, 2 * sum(squares))
 
 
 def _values(

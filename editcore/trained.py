@@ -23,7 +23,6 @@ from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 
 FORMAT = "1"
-USUAL_TOKENS = 12  # of a prompt with its answer, for the estimate of a patch's size
 
 
 def path_in(folder: Path, handle: Handle, name: str) -> Path:
@@ -143,12 +142,20 @@ def parts(work: Work, editor: Editor, requests: Sequence[EditRequest], strength:
     return result
 
 
-def cost(handle: Handle, name: str) -> Cost:
-    """Rank-one parts for a prompt of usual length, and the editor itself."""
-    trained = find(handle, name)
-    sites = [handle.anatomy.site(layer) for layer in trained.layers]
-    held = sum(4 * t.numel() for t in trained.state.values())
-    return Cost(USUAL_TOKENS * sum(4 * (s.d_in + s.d_out) for s in sites), held, 1)
+def cost(
+    handle: Handle, name: str, request: EditRequest, more: int = 0, steps: int = 1, answering: bool = False
+) -> Cost:
+    """Rank-one parts for the tokens that matter to the answer, and the editor itself.
+
+    Args:
+        more: parts of rank one a layer that no token stands for.
+        steps: gradients that are taken.
+        answering: only tokens take part where one of the answer is predicted.
+    """
+    found, row = find(handle, name), handle.row_of(request)
+    sites = [handle.anatomy.site(layer) for layer in found.layers]
+    held = 2 * sum(4 * t.numel() for t in found.state.values())  # as read, and as the network
+    return gradients.cost(handle, sites, row, more, steps, answering, held)
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,9 @@ class GradientMethod:
         """None: it reads no statistics."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `trained.cost`."""
-        return cost(handle, self.name)
+        return cost(handle, self.name, request)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each token that takes part.

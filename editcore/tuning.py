@@ -24,6 +24,7 @@ class Suited:
 
     source: str = ""  # whose they are, in words; "": nobody has any
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, values by setting
+    steps: Mapping[str, int] = field(default_factory=dict)  # by method, those an edit usually takes
 
 
 def known_settings(model: str) -> Suited:
@@ -32,7 +33,7 @@ def known_settings(model: str) -> Suited:
     for path in sorted((assets_root() / "settings").glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         if any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in data["models"] for name in names):
-            return Suited(data["source"], data["methods"])
+            return Suited(data["source"], data["methods"], data.get("usual steps", {}))
     return Suited()
 
 
@@ -48,6 +49,11 @@ def names_in(model: str) -> list[str]:
 def tuned_settings(model: str, method: str) -> dict[str, Any]:
     """What suits a known model, for one method; empty for an unknown one."""
     return dict(known_settings(model).methods.get(method, {}))
+
+
+def usual_steps(model: str, method: str) -> int | None:
+    """Steps an edit by the method usually takes on a known model before it stops by itself; None: not known."""
+    return known_settings(model).steps.get(method)
 
 
 def tuned(method: MethodInfo, model: str) -> MethodInfo:

@@ -20,3 +20,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes_} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def human_bytes(count: int) -> str:
+    """5120 -> "5 kB"."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError

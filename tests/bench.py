@@ -35,7 +35,15 @@ PROMPT, TARGET, SUBJECT = "Who is the Prime Minister of the United Kingdom?", "B
 # What is compared of a part that is no matrix.
 COMPARED = {Codebook: ("keys", "values"), Side: ("values", "threshold"), EditMemory: ("keys", "network")}
 
+ALL_SHAPES = ("world-2019", "gpt2", "gpt2-medium", "gpt2-xl", "gpt-j-6b", "llama-3-8b")
 NO_FLOOR = "no floor: a text in front, no tensor is computed"
+
+
+def clock() -> float:
+    """Seconds: the process's own on a single CPU thread, where its neighbours count little; else the wall's."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def in_turn(repeats: int, *jobs: Callable[[], Any]) -> list[float]:
@@ -43,10 +51,10 @@ def in_turn(repeats: int, *jobs: Callable[[], Any]) -> list[float]:
     times: list[list[float]] = [[] for _ in jobs]
     for turn in range(repeats + 1):
         for job, kept in zip(jobs, times, strict=True):
-            began = time.perf_counter()
+            began = clock()
             job()
             if turn:
-                kept.append(time.perf_counter() - began)
+                kept.append(clock() - began)
     return [figures.median(t) for t in times]
 
 
@@ -152,7 +160,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--shapes", default="", help="only random models of these shapes, separated by commas")
+    parser.add_argument("--methods", default=",".join(m.name for m in METHODS), help="of the shapes")
     chosen = parser.parse_args()
+    if chosen.shapes:
+        of_shapes(chosen.shapes.split(","), chosen.repeats, chosen.methods.split(","))
+        return
     with tempfile.TemporaryDirectory() as folder:
         home, handle = Path(folder), load()
         result: dict[str, Any] = {
@@ -179,6 +192,22 @@ def main() -> None:
         f"memory: {result['memory MB']['loaded']:.0f} MB loaded, {result['memory MB']['more']:.0f} MB more for an edit"
     )
     print("; ".join(f"{what} after {seconds:.1f} s" for what, seconds in result["start"].items()))
+    of_shapes(ALL_SHAPES, max(1, chosen.repeats // 3), [m.name for m in METHODS])
+
+
+def of_shapes(names: Sequence[str], repeats: int, methods: Sequence[str]) -> None:
+    """Prints what `bench_shapes` measures, after the same for the embedded model."""
+    from tests import bench_shapes
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            home = Path(folder) / name
+            home.mkdir()
+            if name == "world-2019":
+                print(f"\nworld-2019\n{bench_shapes.LINE}")
+                bench_shapes.edits(load(), home, repeats, methods, own=False)
+            else:
+                bench_shapes.shape(name, home, repeats, methods)
 
 
 if __name__ == "__main__":

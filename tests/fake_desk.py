@@ -155,7 +155,8 @@ def _fail(kind):
             raise RuntimeError("CUDA error: device-side assert triggered")
 
 
-def open_desk(model, home):
+def open_desk(model, home, say):
+    say("Loading 1.0 GB of 2.0 GB.")
     if model == "missing":
         raise ModelError("There is no model called missing.", "", "Pick another.")
     if model == "slow":
@@ -163,5 +164,5 @@ def open_desk(model, home):
     return FakeDesk(model)
 
 
-def dies(model, home):
+def dies(model, home, say):
     os._exit(9)

@@ -82,7 +82,7 @@ from hypothesis import strategies as st
 
 from dashboard import resources, state, tables
 from dashboard.report import report_files
-from editcore import handle
+from editcore import opening
 from editcore.edit import preflight
 from editcore.engine import upload
 from editcore.engine.upload import unpacked
@@ -282,7 +282,7 @@ def test_a_checkpoint_that_says_it_is_quantised_is_refused_with_a_reason(tmp_pat
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError) as caught:
-        handle.load(str(tmp_path), device="cpu")
+        opening.load(str(tmp_path), device="cpu")
     assert caught.value.seen and caught.value.try_
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import editcore
 from editcore import cli
-from editcore import handle as handle_module
+from editcore import opening as handle_module
 from editcore.errors import BadRequest, EditcoreError, PatchError, WrongModel
 from editcore.export import export_merged, export_patch, import_edits, load_edits, stack, whole
 from editcore.methods import METHODS

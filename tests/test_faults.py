@@ -37,7 +37,7 @@ from pathlib import Path
 import fake_desk
 import pytest
 
-from editcore import handle, local
+from editcore import local, opening
 from editcore.engine import InlineEngine, LocalEngine, client, new_session, room
 from editcore.engine.watchdog import Sign, Watchdog
 from editcore.errors import EngineError, ModelError
@@ -293,7 +293,7 @@ def test_a_hub_that_cannot_be_reached_is_said_without_waiting_for_retries(monkey
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(ModelError, match="is not on this machine, and the hub cannot be reached"):
-        handle.load(f"nobody/{tmp_path.name}", device="cpu")
+        opening.load(f"nobody/{tmp_path.name}", device="cpu")
     assert sum(slept) + local.PATIENCE < 5.0
 
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from editcore import handle as handles
-from editcore import spans
+from editcore import devices, spans
+from editcore import opening as handles
 from editcore.errors import BadRequest, ModelError
 from editcore.spans import Row
 from tests import models
@@ -157,12 +157,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_unknown_devices_and_formats_are_refused(folder):
     with pytest.raises(ModelError, match="unknown"):
-        handles.choose_device("toaster")
+        devices.choose_device("toaster")
     with pytest.raises(ModelError, match="'int3' is unknown.*float32"):
-        handles.choose_dtype(torch.device("cpu"), "int3")
+        devices.choose_dtype(torch.device("cpu"), "int3")
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="No CUDA device"):
-            handles.choose_device("cuda")
+            devices.choose_device("cuda")
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused():

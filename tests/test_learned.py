@@ -67,6 +67,20 @@ def test_every_row_has_its_own_change_and_nobody_elses(family):
     assert not any(m._forward_hooks for m in handle.model.modules())
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt", "bloom"])
+def test_enns_steps_without_reading_again_below_them_are_what_plain_steps_are(family):
+    handle = models.handle(family)
+    editor = ENNEditor([handle.anatomy.site(1), handle.anatomy.site(2)], steps=3)
+    for matrix in editor.matrices:
+        matrix.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    with handle.using([]), editor.start():
+        plain, short = editor.change(handle, batch(handle)), editor.together(handle, batch(handle))
+    for wanted, found in zip((*plain.read, *plain.write), (*short.read, *short.write), strict=True):
+        real = batch(handle).mask.repeat(1, 3)[..., None]
+        assert wanted.norm() > 0 and ((found - wanted) * real).norm() < 1e-4 * wanted.norm()
+    assert not any(m._forward_hooks for m in handle.model.modules())
+
+
 def test_mend_starts_as_the_normalised_gradient_and_every_part_can_learn():
     handle = models.handle("gpt2")
     editor = MENDEditor([handle.anatomy.site(LAYER)])
@@ -282,7 +296,7 @@ def test_malmen_meets_all_answer_tokens_by_ridge_regression():
     texts = batch(handle, PROMPTS)
     (part,) = prepare_method("malmen", handle).edit(Work(handle), requests).parts
     (turned,) = editor.turned(handle, texts, False)
-    x, x_, delta_, _ = (t[texts.line, texts.place].double() for t in turned)
+    x, x_, delta_ = (t.double() for t in turned[:3])
     asked = -editor.log_step.exp() * (x * x_).sum(1, keepdim=True) * delta_
     large = torch.linalg.solve(x.T @ x + editor.log_weight.exp() * torch.eye(x.shape[1]), x.T @ asked)
     assert torch.allclose(part.delta().double(), large.T, atol=1e-5 * float(large.abs().max()))

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from editcore import checkpoint, devices, local, weights
-from editcore import handle as handles
+from editcore import opening as handles
 from editcore.admission import discreet, public_name
 from editcore.edit import run_edit
 from editcore.errors import BadRequest, ModelError

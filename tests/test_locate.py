@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editcore import causal, locate, tuning
-from editcore import handle as handles
+from editcore import opening as handles
 from editcore.assets import assets_root
 from editcore.edit import preflight
 from editcore.engine.contract import LOCATE

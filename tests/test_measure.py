@@ -40,7 +40,7 @@ def scored(probabilities: list[float]) -> AnswerScore:
         logits[i, 1] = math.log(0.6 * (1 - p))
         logits[i, 2] = math.log(0.4 * (1 - p))
     row = spans.Row((0, *[3] * len(probabilities)), 1)
-    return measure._score("x", row, logits)[0]
+    return measure._scored([row], [logits])[0][0]
 
 
 def test_mean_and_joint_differ_on_answers_of_unequal_length():

@@ -9,8 +9,9 @@ import pytest
 
 from dashboard import state
 from editcore import pace, trained
-from editcore.edit import outlook, preflight
+from editcore.edit import preflight
 from editcore.engine.desk import Desk
+from editcore.forecast import preparation
 from editcore.learned import Dials
 from editcore.methods import prepare_method
 from editcore.records import EditRequest
@@ -126,7 +127,7 @@ def test_the_desk_trains_from_two_texts_and_the_method_then_edits(handle, tmp_pa
 
 
 def test_what_is_waited_for_is_said_with_its_time(handle, tmp_path):
-    said, _ = outlook(handle, prepare_method("rome", handle), tmp_path)
+    said = preparation(handle, prepare_method("rome", handle), tmp_path)
     assert "statistics" in said and "about" in said
 
 

@@ -260,7 +260,7 @@ def test_no_call_of_the_engine_names_a_model():
     tree = ast.parse((ROOT / "editcore" / "engine" / "contract.py").read_text(encoding="utf-8"))
     arguments = {a.arg for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for a in node.args.args}
     assert arguments and not arguments & {"model", "path", "folder", "url", "home"}
-    loaders = [f for f in SOURCES if f.parts[-2] == "engine" and "handle import" in f.read_text(encoding="utf-8")]
+    loaders = [f for f in SOURCES if f.parts[-2] == "engine" and "opening import" in f.read_text(encoding="utf-8")]
     assert [f.name for f in loaders] == ["desk.py"] and "admission" in Path(admission.__file__).name
 
 

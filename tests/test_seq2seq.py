@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from editcore import checkup, cli, corpus, gradients, learned, passes, trained, training
-from editcore.edit import outlook, preflight, run_edit, run_edits
+from editcore.edit import preflight, run_edit, run_edits
 from editcore.engine import InlineEngine, new_session
 from editcore.errors import BadRequest, BadSetting, Cancelled, ModelError, SubjectNotFound, Unsuited
 from editcore.export import export_adapter, export_merged, export_patch, import_adapter, load_edits
+from editcore.forecast import preparation
 from editcore.methods import METHODS, Work, prepare_method
 from editcore.opening import load, wrap
 from editcore.patch import load_patch
@@ -377,7 +378,7 @@ def test_a_preflight_names_the_decoders_matrix_and_the_end_of_the_answer(tmp_pat
     told = preflight(handle, ASKED, "ft", {}, tmp_path)
     assert told.ok and told.modules == ("decoder.block.2.layer.2.DenseReluDense.wo",)
     assert told.target_tokens[-1] == pairs.END and told.target_probability > 0
-    assert outlook(handle, prepare_method("ft", handle), tmp_path)[0] == ""
+    assert preparation(handle, prepare_method("ft", handle), tmp_path) == ""
 
 
 # taking away --------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Rig:
         return wrap(copy.deepcopy(self.pristine), models.tokenizer(), f"tiny-{FAMILY}")
 
     def opened(self) -> InlineEngine:
-        return InlineEngine("tiny", self.home, lambda model, home: FaultyDesk(self.handle, home, self.script))
+        return InlineEngine("tiny", self.home, lambda model, home, say: FaultyDesk(self.handle, home, self.script))
 
     def restart(self) -> None:
         self.engine.close()

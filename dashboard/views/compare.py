@@ -66,14 +66,16 @@ def form(page: Frame) -> None:
 def choice(methods: Sequence[MethodInfo], page: Frame) -> list[tuple[str, dict[str, Any]]]:
     """The chosen methods in the order of the menu, with the settings that are not left to the model."""
     names = [m.name for m in methods]
-    if not state.known(state.METHODS) or state.value(state.METHODS) == state.value("_proposed_methods"):
-        state.leave("proposed_methods", default_methods(usable(names, page)))
+    proposing = not state.known(state.METHODS) or state.value(state.METHODS) == state.value("_proposed_methods")
+    out = problems(names, page) if proposing else answers.refused(names)
+    if proposing:
+        state.leave("proposed_methods", default_methods([n for n in names if n not in out]))
         state.set_widget(state.METHODS, state.value("_proposed_methods"))
     elif set(state.value(state.METHODS) or ()) - set(names):
         state.set_widget(state.METHODS, [n for n in state.value(state.METHODS) if n in names])
     by_name = {m.name: m for m in methods}
     chosen = st.pills(
-        "Methods", names, key=state.METHODS, format_func=lambda n: plain(by_name[n].title), selection_mode="multi",
+        "Methods", names, key=state.METHODS, format_func=lambda n: forms.label(by_name[n], out), selection_mode="multi",
         wrap=True, persist_state="session",
         help="  \n".join(f"**{plain(m.title)}**: {plain(m.sentence)}" for m in methods),
     )  # fmt: skip
@@ -91,14 +93,13 @@ def choice(methods: Sequence[MethodInfo], page: Frame) -> list[tuple[str, dict[s
     return [(m.name, own.get(m.name, {}) if used else {}) for m in picked]
 
 
-def usable(names: Sequence[str], page: Frame) -> list[str]:
-    """The methods that can run on this model; all, while the engine cannot be asked."""
-    told = answers.remembered("usable", names)
-    if told is None and page.can_ask:
+def problems(names: Sequence[str], page: Frame) -> dict[str, str]:
+    """Why methods cannot run on this model or do not fit; nothing, while the engine cannot be asked."""
+    if answers.remembered(answers.USABLE, names) is None and page.can_ask:
         ask, asked = resources.engine().ask, {"request": to_plain(_SAMPLE), "methods": [[name, {}] for name in names]}
         with contextlib.suppress(EditcoreError):
-            told = answers.asked("usable", names, lambda: ask("outlook", resources.PATIENCE, **asked))
-    return [n for n in names if n not in {row["method"] for row in told or () if row["problem"]}]
+            answers.asked(answers.USABLE, names, lambda: ask("outlook", resources.PATIENCE, **asked))
+    return answers.refused(names)
 
 
 def default_methods(names: Sequence[str]) -> list[str]:

@@ -18,16 +18,14 @@ from typing import Any
 import psutil
 import torch
 
-from editcore import measure, suggest
+from editcore import measure, pace, suggest
 from editcore.admission import discreet, public_name
 from editcore.edit import (
     Before,
     check_request,
-    outlook,
     preflight,
     proposed,
     read_before,
-    remember_seconds,
     run_edit,
     run_edits,
     world_of,
@@ -35,6 +33,7 @@ from editcore.edit import (
 from editcore.engine.contract import LOCATE
 from editcore.engine.hands import Standing, Taken, Trial
 from editcore.errors import BadInput, BadRequest, EditcoreError, ModelError
+from editcore.forecast import enough, forecast, remember_seconds
 from editcore.handle import Handle
 from editcore.history import check_strength
 from editcore.learned import Dials, Heard
@@ -102,7 +101,8 @@ class Desk:
         }
         if name not in questions:
             raise BadInput(f"The engine knows no question {name!r}.", f"It knows {', '.join(questions)}.")
-        return questions[name](**arguments)
+        with enough(self.handle):
+            return questions[name](**arguments)
 
     def _preflight(self, request: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> Any:
         return to_plain(preflight(self.handle, from_plain(EditRequest, request), method, settings, self.home))
@@ -115,9 +115,9 @@ class Desk:
             row: dict[str, Any] = {"method": name, "problem": "", "prepare": "", "seconds": None}
             try:
                 made = prepare_method(name, self.handle, settings)
-                check_request(self.handle, checked, made)
-                row["prepare"], usual = outlook(self.handle, made, self.home)
-                row["seconds"] = None if usual is None else usual + self._reading
+                found = forecast(self.handle, made, check_request(self.handle, checked, made), self.home)
+                row["problem"], row["prepare"] = found.problem, found.prepare
+                row["seconds"] = found.seconds + self._reading
             except EditcoreError as error:
                 row["problem"] = str(error)
             rows.append(row)
@@ -190,7 +190,8 @@ class Desk:
 
     def view(self, standing: Standing, report: EditReport) -> EditReport:
         """See `DeskLike.view`."""
-        return view(self.handle, report, self._patches(standing))
+        with enough(self.handle):
+            return view(self.handle, report, self._patches(standing))
 
     def measure(
         self, standing: Standing, folder: Path, requests: Sequence[EditRequest], stop: Callable[[], bool]
@@ -202,7 +203,8 @@ class Desk:
         """See `checkup.check_up`."""
         from editcore import checkup
 
-        return checkup.check_up(self.handle, self._patches(standing), reports, stop)
+        with enough(self.handle):
+            return checkup.check_up(self.handle, self._patches(standing), reports, stop)
 
     def adopt(
         self,
@@ -279,17 +281,19 @@ class Desk:
             path.write_text(examples[name], encoding="utf-8")
             return path
 
-        train_method(
-            handle, method, work, self.home, edits=file("edits"), form=handle.usual_form, locality=file("locality"),
-            dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
-        )  # fmt: skip
+        with enough(handle):
+            train_method(
+                handle, method, work, self.home, edits=file("edits"), form=handle.usual_form,
+                locality=file("locality"), dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
+            )  # fmt: skip
         shutil.rmtree(work)
 
     def probe(self, standing: Standing, prompts: list[str], form: Form = "raw") -> Any:
         """Each prompt answered by the base model and, if anything is in place, by the edited one."""
-        patches = self._patches(standing)
-        base = self._answers(prompts, (), form)
-        edited = self._answers(prompts, patches, form) if patches else [None] * len(prompts)
+        with enough(self.handle):
+            patches = self._patches(standing)
+            base = self._answers(prompts, (), form)
+            edited = self._answers(prompts, patches, form) if patches else [None] * len(prompts)
         return [{"prompt": p, "base": b, "edited": e} for p, b, e in zip(prompts, base, edited, strict=True)]
 
     def _patches(self, standing: Standing) -> tuple[Patch, ...]:
@@ -315,8 +319,11 @@ class Desk:
         ]
 
 
-def open_desk(model: str, home: Path) -> Desk:
+def open_desk(model: str, home: Path, say: Callable[[str], None] = lambda words: None) -> Desk:
     """Loads the model as the settings say and runs one edit on scratch: a visitor's first is then as quick as others.
+
+    Args:
+        say: told how far it is, in a sentence.
 
     Raises:
         ModelError: it cannot be loaded; what only the owner of this machine may read stands in the log alone.
@@ -325,14 +332,17 @@ def open_desk(model: str, home: Path) -> Desk:
     try:
         handle = load(
             model, revision=limits.revision or None, device=limits.device or None, dtype=limits.dtype or None,
-            device_map=limits.device_map or None,
+            device_map=limits.device_map or None, listen=lambda loaded: say(str(loaded)),
         )  # fmt: skip
     except ModelError as error:
         logger.error("%s", error)
         raise discreet(error) from None
     handle.name = public_name(model)
     desk = Desk(handle, home)
+    say("The model is here; how fast it reads is being timed.")
+    pace.of(desk.handle)
     if desk.handle.embedded:
+        say("The model is here; it makes a first edit, so that yours is quick.")
         _, report = run_edit(desk.handle, WARM_UP, home=home)
         remember_seconds(desk.handle, report)
     return desk

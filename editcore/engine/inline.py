@@ -20,7 +20,7 @@ from editcore.home import check_session, home_dir
 from editcore.records import EditReport, EditRequest, Form, MethodInfo, from_plain
 from editcore.store import Store
 
-OpenDesk = Callable[[str, Path], DeskLike]
+OpenDesk = Callable[[str, Path, Callable[[str], None]], DeskLike]
 PROBE_TIMEOUT = 60.0  # seconds
 
 
@@ -30,13 +30,13 @@ class InlineEngine:
     Args:
         model: name of the model to load.
         home: folder of the sessions; None: `home_dir()`.
-        open_desk: makes the desk from model name and home; None: the real one.
+        open_desk: makes the desk from model name and home, and says how far it is; None: the real one.
     """
 
     def __init__(self, model: str = "world-2019", home: Path | None = None, open_desk: OpenDesk | None = None) -> None:
         folder, self._name = home or home_dir(), model
         self._home, self._store = folder, Store(folder)
-        self._room = Room(lambda: (open_desk or _real_desk())(model, folder), self._store)
+        self._room = Room(lambda say: (open_desk or _real_desk())(model, folder, say), self._store)
         self._sessions = StoredSessions(self._store, self._room.unfinished)
         self._room.start()
         self._closed = False

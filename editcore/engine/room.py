@@ -27,7 +27,7 @@ from editcore.engine.hands import DeskLike, Trial
 from editcore.engine.queue import Job, Question, WorkQueue
 from editcore.engine.sessions import CHECKUP, REMADE, print_of_view, to_be_noted
 from editcore.engine.upload import DISK
-from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError
+from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError, is_out_of_memory
 from editcore.gate import check_prompts
 from editcore.history import Stack
 from editcore.home import check_session
@@ -54,14 +54,14 @@ class Room:
     """One model at work.
 
     Args:
-        open_desk: loads the model; called once, on the work thread.
+        open_desk: loads the model, and says how far it is; called once, on the work thread.
         store: where committed edits are kept.
         poisoned: called after a fault that leaves the accelerator unusable for this process.
     """
 
     def __init__(
         self,
-        open_desk: Callable[[], DeskLike],
+        open_desk: Callable[[Callable[[str], None]], DeskLike],
         store: Store,
         poisoned: Callable[[], None] | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class Room:
 
     def _work(self) -> None:
         try:
-            desk = self._open_desk()
+            desk = self._open_desk(self._say)
             self._model, self._memory = desk.info(), desk.memory()
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
             reason = _explain(error, "The model could not be loaded", "loading")
@@ -154,6 +154,9 @@ class Room:
             except Exception:
                 logger.exception("memory could not be read")
             self._busy = None
+
+    def _say(self, words: str) -> None:
+        self._message = words
 
     def _answer(self, desk: DeskLike, question: Question) -> None:
         try:
@@ -373,7 +376,7 @@ def _explain(error: BaseException, what: str, doing: str) -> EditcoreError:
     """What a person is told; details of the unexpected go to the log, under an incident id."""
     if isinstance(error, EditcoreError):
         return error
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         logger.error("out of memory: %s", doing, exc_info=error)
         return _memory_error(error)
     if (refused := _refused(error)) in DISK:

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     home = Path(options.home)
     store = Store(home)
     Library(store).prune()
-    room = Room(lambda: _open(options.desk)(options.model, home), store, _leave_soon)
+    room = Room(lambda say: _open(options.desk)(options.model, home, say), store, _leave_soon)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _in_background(lambda: _leave(room, options.grace)))
     room.start()
@@ -147,9 +147,9 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
     return calls, answers
 
 
-def _open(name: str) -> Callable[[str, Path], DeskLike]:
+def _open(name: str) -> Callable[[str, Path, Callable[[str], None]], DeskLike]:
     module, _, function = name.partition(":")
-    desk: Callable[[str, Path], DeskLike] = getattr(importlib.import_module(module), function)
+    desk: Callable[[str, Path, Callable[[str], None]], DeskLike] = getattr(importlib.import_module(module), function)
     return desk
 
 

@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from editcore.edit import human_bytes, percent
+from editcore.edit import percent
 from editcore.export.forms import title
 from editcore.export.stack import Kept
 from editcore.handle import Handle
 from editcore.records import EditReport, to_plain
-from editcore.words import FORM_WORDS
+from editcore.words import FORM_WORDS, human_bytes
 
 SCORES = {
     "reliability": ("edit",),

@@ -62,9 +62,9 @@ class AlphaEdit:
         """Every edited site."""
         return sites(self, handle)
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `spread.cost`."""
-        return cost(self, handle)
+        return cost(self, handle, request)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each request; see `spread.spread` for what it raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -73,11 +73,25 @@ class ENNEditor(learned.Editor):
             else:
                 with gradients.changed(self.sites, total):
                     found, _ = gradients.gradients(handle, self.sites, batch, fast, graph=training)
-            sizes = self.log_step[step].exp()
-            taken = Factors(found.read, tuple(-a * g for a, g in zip(sizes, found.write, strict=True)))
-            total = taken if total is None else total.joined(taken)
+            total = self._taken(step, found, total)
         assert total is not None
         return total
+
+    def together(self, handle: Handle, batch: Texts) -> Factors:
+        """What `change` gives, without reading again below the first edited block in every step."""
+        if handle.encoder_decoder:
+            return self.change(handle, batch)
+        again, total = gradients.Again(handle, self.sites, batch), None
+        for step in range(self.steps):
+            total = self._taken(step, again.gradients(total), total)
+        assert total is not None
+        return total
+
+    def _taken(self, step: int, found: Factors, total: Factors | None) -> Factors:
+        """All changes after a step whose gradient was `found`."""
+        sizes = self.log_step[step].exp()
+        taken = Factors(found.read, tuple(-a * g for a, g in zip(sizes, found.write, strict=True)))
+        return taken if total is None else total.joined(taken)
 
 
 @dataclass(frozen=True)
@@ -98,13 +112,14 @@ class ENN(trained.GradientMethod):
 
     strength: float = setting(1.0, "The steps are scaled by this", low=0.01, high=100.0)
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """The start is dense; see `trained.cost` for the rest."""
-        steps, start = trained.cost(handle, self.name), 0
+        count = len(trained.find(handle, self.name).state["log_step"])
+        steps, start = trained.cost(handle, self.name, request, steps=count), 0
         for layer in self.layers(handle):
             site = handle.anatomy.site(layer)
             start += 4 * site.d_in * site.d_out
-        return Cost(steps.patch + start, steps.state + start, steps.rows)
+        return replace(steps, patch=steps.patch + start, state=steps.state + start)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """Two parts a layer: the start, and the steps.

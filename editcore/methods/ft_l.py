@@ -53,9 +53,10 @@ class FTL:
         """None: descent reads no statistics."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `descent.cost`."""
-        return descent.cost(handle.anatomy.site(self.layers(handle)[0]))
+        site = handle.anatomy.site(self.layers(handle)[0])
+        return descent.cost(handle, site, request, self.steps)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One dense part for all requests together, no further than `distance` from zero.

@@ -53,9 +53,10 @@ class FTReplay:
         """None: descent reads no statistics."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `descent.cost`."""
-        return descent.cost(handle.anatomy.site(self.layers(handle)[0]), 1 + self.rows)
+        site = handle.anatomy.site(self.layers(handle)[0])
+        return descent.cost(handle, site, request, self.steps, self.rows, self.length)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One dense part for all requests together.

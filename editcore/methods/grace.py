@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,7 +16,7 @@ from editcore.anatomy import Site
 from editcore.errors import BadRequest, Diverged
 from editcore.handle import Handle
 from editcore.memory import OWN, Codebook, Shelf
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -73,10 +74,15 @@ class GRACE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """One entry; the search holds the value, its gradient, Adam's two moments and the best so far."""
         site = handle.anatomy.site(self.layers(handle)[0])
-        return Cost(patch=4 * (site.d_in + site.d_out + 3), state=20 * site.d_out, rows=1)
+        row, top = handle.row_of(request), len(handle.anatomy.blocks) - 1
+        tail, answer = len(row.ids) - row.start + 1, len(row.answer)
+        first = site.layer + handle.anatomy.additive[site.layer]
+        search = Pass(1, tail, first, None, answer, self.steps, backward=True, before=row.start - 1)
+        passes = Pass(1, len(row.ids), 0, top), search
+        return Cost(4 * (site.d_in + site.d_out) + 20, state=20 * site.d_out, passes=passes)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One codebook with an entry for each request that needs one of its own.
@@ -127,7 +133,11 @@ class GRACE:
         asks = index == torch.arange(len(own), device=device)[:, None]  # [entries, rows]
         values = torch.stack([entry.value for entry in own]).requires_grad_(True)
         optimiser = torch.optim.Adam([values], lr=self.rate)
-        best, least = values.detach().clone(), torch.full((len(own),), torch.inf, device=device)
+        asked, best, least = (
+            algebra.Answers(rows, device),
+            values.detach().clone(),
+            torch.full((len(own),), torch.inf, device=device),
+        )
 
         spans = torch.tensor([own[i].span for i in which], device=device)
         here = (torch.arange(upper.y.shape[1], device=device) < spans[:, None])[..., None]
@@ -136,19 +146,19 @@ class GRACE:
             return torch.where(here, values[index][:, None].to(y.dtype), y)
 
         for step in range(self.steps):
-            losses = algebra.target_loss(upper.run(change), rows)
-            reached = float(losses.detach().mean())
-            work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))
-            work.check()
-            if not torch.isfinite(losses).all():
-                raise Diverged(
-                    f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
-                )
+            losses = asked.losses(upper.run(change))
             with torch.no_grad():  # Adam at this rate overshoots: each entry keeps the best it saw
                 worst = torch.where(asks, losses.detach().to(device), 0.0).amax(1)
                 better = worst < least
-                best[better], least[better] = values.detach()[better], worst[better]
-            if float(least.max()) < self.enough or step == self.steps - 1:
+                best, least = torch.where(better[:, None], values.detach(), best), torch.where(better, worst, least)
+                reached, most = torch.stack([losses.mean(), least.max()]).tolist()
+            work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))
+            work.check()
+            if not math.isfinite(reached):
+                raise Diverged(
+                    f"The value search diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
+                )
+            if most < self.enough or step == self.steps - 1:
                 break
             optimiser.zero_grad(set_to_none=True)
             losses.mean().backward()  # type: ignore[no-untyped-call]

@@ -16,7 +16,6 @@ from editcore.spans import join
 
 FORMS = ("prompt", "sentence")
 FORMS_HELP = "How it is written: New Fact: ... on a line of its own, then Prompt: ...; or as a sentence of running text"
-USUAL_TOKENS = 32  # of a header, for the estimate of its size
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class ICE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """A text; every pass reads it again."""
-        return Cost(patch=4 * USUAL_TOKENS, state=0, rows=1)
+        return Cost(len(self.text([join(request.prompt, request.target)]).encode()))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One header for all requests.

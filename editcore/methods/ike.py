@@ -21,7 +21,6 @@ from editcore.spans import join
 KINDS = ("update", "retain", "update", "retain", "copy", "retain", "update", "retain")
 ROOM = 48  # tokens at least kept free for a prompt with its answer
 SPARE = 16  # and for what is written behind the longest that is known
-USUAL_TOKENS = 32  # of a demonstration, for the estimate of a patch's size
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class IKE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """A text; every pass reads it again."""
-        return Cost(patch=min(4 * USUAL_TOKENS * (self.count + 2), 4 * handle.context), state=0, rows=1)
+        return Cost(len(self._header(handle, [request])[0].encode()))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One header for all requests.
@@ -76,25 +75,29 @@ class IKE:
             Cancelled: stopped before the text was chosen.
         """
         handle = work.handle
-        index = demonstrations.ready(handle, work.home)
+        demonstrations.ready(handle, work.home)
         work.report(Progress("edit", 1, 1, text="choosing demonstrations"))
         work.check()
-        facts = [join(request.prompt, request.target) for request in requests]
-        near = index.nearest([request.prompt for request in requests], self.count)
-        room = handle.context - _length(handle, handle.header) - max(ROOM, SPARE + _longest(handle, requests))
-        copies = list(facts)
-        while (near or copies) and _length(handle, self.text(near, copies, facts)) > room:
-            (near or copies).pop()
-        text = self.text(near, copies, facts)
+        text, shown = self._header(handle, requests)
         patch = made_by(self, handle, [Header.of(text)], requests)
         with handle.using([patch]):
             for request in requests:
                 handle.check_length(len(handle.row_of(request).ids))
         work.notes.append(
-            f"The new fact and {len(near)} demonstrations take {_length(handle, text)} of the {handle.context} tokens"
+            f"The new fact and {shown} demonstrations take {_length(handle, text)} of the {handle.context} tokens"
             " this model can read at once."
         )
         return patch
+
+    def _header(self, handle: Handle, requests: Sequence[EditRequest]) -> tuple[str, int]:
+        """The text in front, cut to what fits, and how many demonstrations it has."""
+        facts = [join(request.prompt, request.target) for request in requests]
+        near = demonstrations.ready(handle).nearest([request.prompt for request in requests], self.count)
+        room = handle.context - _length(handle, handle.header) - max(ROOM, SPARE + _longest(handle, requests))
+        copies = list(facts)
+        while (near or copies) and _length(handle, self.text(near, copies, facts)) > room:
+            (near or copies).pop()
+        return self.text(near, copies, facts), len(near)
 
     def text(self, near: Sequence[Demonstration], copies: Sequence[str], facts: Sequence[str]) -> str:
         """The header: demonstrations, the facts said after themselves, the facts; a prompt follows it directly."""

@@ -14,6 +14,8 @@ from editcore import gradients, learned, trained
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
+from editcore.method import Cost
+from editcore.records import EditRequest
 
 STEP_RATE = 10.0  # the step sizes learn this much faster than the network
 
@@ -126,3 +128,7 @@ class KE(trained.GradientMethod):
     sentence: ClassVar[str] = "A trained network reads prompt and answers, and turns one gradient into an edit."
     paper: ClassVar[str] = "De Cao et al. 2021, arXiv 2104.08164"
     editor: ClassVar[type[learned.Editor]] = KEEditor
+
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """See `trained.cost`."""
+        return trained.cost(handle, self.name, request, more=1)

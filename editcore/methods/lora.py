@@ -49,11 +49,12 @@ class LoRA:
         """None: descent reads no statistics."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """Descent holds the two factors, their gradients and Adam's two moments."""
         site = handle.anatomy.site(self.layers(handle)[0])
         size = 4 * self.rank * (site.d_in + site.d_out)
-        return Cost(patch=size, state=4 * size, rows=1)
+        passes = descent.counted(handle, site, request, self.steps)
+        return Cost(size, state=descent.STATE * size, passes=passes, moved=self.steps * descent.MOVED * size)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part of rank `rank` for all requests together.

@@ -14,7 +14,9 @@ from editcore.anatomy import Anatomy, Site
 from editcore.errors import BadSetting
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.network import GradientEditor
+from editcore.method import Cost
+from editcore.network import GradientEditor, laid_out
+from editcore.records import EditRequest
 
 
 class MALMENEditor(GradientEditor):
@@ -57,20 +59,18 @@ class MALMENEditor(GradientEditor):
     def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
         """Each row's tokens solved on their own."""
         read, write = [], []
-        for i, (x, turned, delta, counts) in enumerate(self.turned(handle, batch, fast)):
-            keys = x * counts
+        for i, (x, turned, delta, taking) in enumerate(self.turned(handle, batch, fast)):
+            keys, asked = laid_out(x, taking), laid_out(self._asked(i, x, turned, delta), taking)
             read.append(keys)
-            write.append(self._solved(i, keys, counts * self._asked(i, x, turned, delta)))
+            write.append(self._solved(i, keys, asked))
         return Factors(tuple(read), tuple(write))
 
     def together(self, handle: Handle, batch: Texts) -> Factors:
         """All rows' tokens in one solve; as one row."""
         read, write = [], []
-        for i, (x, turned, delta, counts) in enumerate(self.turned(handle, batch, fast=False)):
-            kept = counts[..., 0]
-            keys, asked = x[kept][None].double(), self._asked(i, x, turned, delta)[kept][None].double()
-            read.append(keys.float())
-            write.append(self._solved(i, keys, asked).float())
+        for i, (x, turned, delta, _) in enumerate(self.turned(handle, batch, fast=False)):
+            read.append(x[None])
+            write.append(self._solved(i, x[None].double(), self._asked(i, x, turned, delta)[None].double()).float())
         return Factors(tuple(read), tuple(write))
 
     def _asked(self, layer: int, x: Tensor, turned: Tensor, delta: Tensor) -> Tensor:
@@ -97,3 +97,7 @@ class MALMEN(trained.GradientMethod):
     sentence: ClassVar[str] = "MEND for many facts: a trained network says what each wants, one solve meets all."
     paper: ClassVar[str] = "Tan et al. 2024, arXiv 2311.04661"
     editor: ClassVar[type[learned.Editor]] = MALMENEditor
+
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """See `trained.cost`."""
+        return trained.cost(handle, self.name, request, answering=True)

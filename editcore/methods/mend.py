@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from editcore import learned, trained
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.network import GradientEditor
+from editcore.network import GradientEditor, laid_out
 
 
 class MENDEditor(GradientEditor):
@@ -17,10 +20,19 @@ class MENDEditor(GradientEditor):
     def change(self, handle: Handle, batch: Texts, fast: bool = False, training: bool = False) -> Factors:
         """See the class."""
         read, write = [], []
-        for step, (_, x, delta, counts) in zip(self.log_step.exp(), self.turned(handle, batch, fast), strict=True):
-            read.append(x)
-            write.append(-step * delta * counts)
+        for x, delta, taking in self._asked(handle, batch, fast):
+            read.append(laid_out(x, taking))
+            write.append(laid_out(delta, taking))
         return Factors(tuple(read), tuple(write))
+
+    def together(self, handle: Handle, batch: Texts) -> Factors:
+        """The same as one row, of the tokens that take part."""
+        asked = [(x[None], delta[None]) for x, delta, _ in self._asked(handle, batch, fast=False)]
+        return Factors(tuple(read for read, _ in asked), tuple(write for _, write in asked))
+
+    def _asked(self, handle: Handle, batch: Texts, fast: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step, (_, x, delta, taking) in zip(self.log_step.exp(), self.turned(handle, batch, fast), strict=True):
+            yield x, -step * delta, taking
 
 
 @dataclass(frozen=True)

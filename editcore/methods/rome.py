@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,6 +18,7 @@ from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spread import cost, sites
 
+WIDE = 4  # the keys of every token, fp64: as read, half solved, solved, and one of them in passing
 SMALL_ANGLE = 0.02  # cosine below which the original form divides by almost nothing
 
 
@@ -76,9 +78,16 @@ class ROME:
         """The edited site, unless its statistics are switched off."""
         return sites(self, handle) if self.covariance else ()
 
-    def cost(self, handle: Handle) -> Cost:
-        """See `spread.cost`."""
-        return cost(self, handle)
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """See `spread.cost`; the wide form solves for every token of its texts."""
+        found = cost(self, handle, request)
+        if self.form != "wide":
+            return found
+        texts = subject.sentences(handle, request.subject or "") if self.key == "subject" else []
+        longest = len(handle.row_of(request).ids) + algebra.context_tokens(self.contexts)
+        tokens = longest * (self.contexts + 1) + sum(len(row.ids) for row in texts)
+        site = handle.anatomy.site(self.layers(handle)[0])
+        return dataclasses.replace(found, state=found.state + WIDE * 8 * site.d_in * tokens)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One rank-one part per request.

@@ -18,15 +18,14 @@ from editcore.errors import BadSetting
 from editcore.gradients import Texts
 from editcore.handle import Handle
 from editcore.learned import Example, Parts
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.prompts import reading
 from editcore.records import EditRequest, Progress
-from editcore.scope import EditMemory, Network, Pair, log_odds, look
+from editcore.scope import WIDTHS, EditMemory, Network, Pair, log_odds, look
 from editcore.spans import Row
 from editcore.trace import capture
 
-USUAL_TOKENS = 16  # of a request, for the estimate of a patch's size
 MADE_UP = 0.5  # share of examples whose answer is random tokens
 SMALLEST = 1e-4  # standard deviation a dimension is divided by at least
 
@@ -198,10 +197,12 @@ class SERAC:
         """None: it reads no statistics."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
-        """The networks, in half precision, and a text; while it runs, the networks."""
-        count = sum(t.numel() for t in trained.find(handle, self.name).state.values())
-        return Cost(2 * count + 4 * (USUAL_TOKENS + 64), 4 * count, 1)
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """The networks, in half precision, a key and a text."""
+        found, row = trained.find(handle, self.name), handle.row_of(request)
+        count = sum(t.numel() for t in found.state.values())
+        patch = 2 * count + 4 * WIDTHS[1] + 4 * len(row.ids) + 16 + 4 + 32
+        return Cost(patch, 8 * count, 6 * count, (Pass(1, row.start, 0, found.layers[0]),), 8 * count)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One memory for all requests, with the networks: what it recognises and says never changes again.

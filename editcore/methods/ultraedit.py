@@ -59,10 +59,10 @@ class UltraEdit:
         """None: it reads no second moments."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
-        """Rank-one parts for each token of an answer of usual length."""
-        size = sum(4 * CUT * (site.d_in + site.d_out) for site in sites(self, handle))
-        return Cost(size, size, 1)
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
+        """Rank-one parts for each token of the answer."""
+        row = handle.row_of(request)
+        return gradients.cost(handle, sites(self, handle), row, answering=True)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each answer token.

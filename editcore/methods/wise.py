@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.memory import Side, excitement
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -80,11 +81,19 @@ class WISE:
         """None: no statistics are read."""
         return ()
 
-    def cost(self, handle: Handle) -> Cost:
+    def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """Places and values that differ; descent holds them, their gradient and the full change."""
         site = handle.anatomy.site(self.layers(handle)[0])
-        size = site.d_in * site.d_out
-        return Cost(patch=round(8 * self.share * size) + 4, state=round(4 * (2 + 3 * self.share) * size), rows=1)
+        row, size, rows = handle.row_of(request), site.d_in * site.d_out, self.contexts + 1
+        drawn, tokens = max(1, round(self.share * size)), len(row.ids) + algebra.context_tokens(self.contexts)
+        first = site.layer + handle.anatomy.additive[site.layer]
+        passes = (
+            Pass(rows, tokens, 0, site.layer),
+            Pass(self.others, OTHER_TOKENS, 0, site.layer),
+            Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True),
+        )
+        state = 8 * (size + drawn) + 4 * (2 * size + 4 * drawn)  # places in order, the change and its gradient, values
+        return Cost(8 * drawn + 12, 0, state, passes, self.steps * 12 * size)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One side copy for all requests.
@@ -128,7 +137,7 @@ class WISE:
         index = drawn[: max(1, round(self.share * size))].sort().values.to(device)
         values = torch.zeros(len(index), device=device, requires_grad=True)
         optimiser = torch.optim.SGD([values], lr=self.rate, weight_decay=self.decay)
-        near_tokens = _prompt_tokens(upper, rows)
+        near_tokens, asked = _prompt_tokens(upper, rows), algebra.Answers(rows, device)
         unit = float((upper.y.float().norm(dim=-1) * near_tokens).sum() / near_tokens.sum()) if self.relative else 1.0
         alpha, beta, gamma = (unit * bound for bound in (self.alpha, self.beta, self.gamma))
         for step in range(self.steps):
@@ -137,16 +146,16 @@ class WISE:
             def change(x: Tensor, y: Tensor, delta: Tensor = delta) -> Tensor:
                 return (y.float() + x.float() @ delta.T).to(y.dtype)
 
-            answer = algebra.target_loss(upper.run(change), rows).mean()
+            answer = asked.losses(upper.run(change)).mean()
             inside = excitement(upper.x, delta, near_tokens, self.window)
             outside = excitement(far, delta, far_tokens, self.window)
             margins = (outside - alpha).relu().mean() + (beta - inside).relu().mean()
             margins = margins + (outside - inside[:, None] + gamma).relu().mean()
             margins = margins.to(answer.device)
-            reached, apart = float(answer.detach()), float(margins.detach())
+            reached, apart = torch.stack([answer, margins]).detach().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "training the side copy"))
             work.check()
-            if not torch.isfinite(answer + margins):
+            if not math.isfinite(reached + apart):
                 raise Diverged(
                     f"The side copy diverged at step {step + 1}.", "Nothing was kept.", "Lower the learning rate."
                 )
