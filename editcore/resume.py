@@ -11,6 +11,7 @@ with what the model gave them the first time, and then the norm and the head beh
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +31,14 @@ from editcore.trace import Stop
 
 Change = Callable[[Tensor, Tensor], Tensor]  # input and output of a module -> its new output
 TOLERANCE = 2e-3  # largest difference of log-probabilities between the shortened and the plain pass, nats
+
+
+def _cache_name(handle: Handle) -> str:
+    """What a model calls the keys and values it is given; transformers changed the name in 5.24."""
+    if "cache name" not in handle.memory:
+        known = inspect.signature(type(handle.model).forward).parameters
+        handle.memory["cache name"] = "cache" if "cache" in known else "past_key_values"
+    return str(handle.memory["cache name"])
 
 
 class _Prefix(DynamicCache):  # type: ignore[misc]
@@ -223,7 +232,7 @@ class Upper:
         keep = self.handle.kept(wanted)
         more = {} if positions is None else {"position_ids": positions}
         if cache is not None:
-            more["past_key_values"] = cache
+            more[_cache_name(self.handle)] = cache
         with self._announced(ids):
             out = self.handle.model(
                 input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more

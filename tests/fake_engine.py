@@ -329,7 +329,7 @@ class FakeEngine:
             ("transformer.h.1.mlp.c_proj",), 0.4, 5_000, 61_000_000, "", tuple(problems),
             (f"The model already answers “{target}”.",) if target == old else (), known,
             () if known else tuple(KNOWN)[:3],
-        ), training=training, layer_source=RULE if self.unlocated else "known to suit this model (a sweep)",
+        ), training=training, layer_source=RULE if self.unlocated else "known to suit this model: a sweep",
             finding=4.0 if self.unlocated else None,
             text=TURN.replace("{}", prompt) if request["form"] == "chat" else prompt,
             answer=target if request["form"] == "chat" else f" {target}"))  # fmt: skip

@@ -47,7 +47,7 @@ class Desk(FakeDesk):
 
 
 def patch(home: Path) -> None:
-    engine = InlineEngine("fake", home, lambda model, home: Desk(model))
+    engine = InlineEngine("fake", home, lambda model, home, say: Desk(model))
     job = engine.submit(session := new_session(), [EditRequest("Where?", "Rome")], "ft", {}, "k")
     while not (state := engine.poll(job)).finished:
         time.sleep(0.01)

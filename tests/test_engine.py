@@ -425,7 +425,7 @@ def test_what_libraries_print_stays_out_of_the_protocol(local):
 def test_control_calls_are_answered_while_the_model_loads(tmp_path):
     with worker(tmp_path, "slow") as engine:
         assert engine.health().state == "starting"
-        until(lambda: "loaded" in engine.health().message)
+        until(lambda: "Loading 1.0 GB" in engine.health().message)
         job = submit(engine, new_session())
         assert engine.poll(job).status == "queued" and engine.health().state == "starting"
         assert engine.ask("preflight")["name"] == "preflight"

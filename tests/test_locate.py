@@ -170,7 +170,7 @@ def test_what_is_known_about_a_model_wins_over_what_was_found(fresh):
     stored(fresh, 3)
     fresh.name = "somewhere/world-2019"
     made, source = prepared("rome", fresh)
-    assert made.layer == 0 and "known to suit this model (tuned" in source
+    assert made.layer == 0 and "known to suit this model: tuned" in source
     assert prepared("rome", fresh, {"layer": 0})[1] == source and prepared("rome", fresh, {"layer": 1})[1] == AS_SET
 
 

@@ -129,5 +129,5 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
     if any(asked.get(place) not in (None, suited.get(place)) for place in places):
         return made, AS_SET
     if any(getattr(made, place) is not None and place in suited for place in places):
-        return made, f"known to suit this model ({known.source})"
+        return made, f"known to suit this model: {known.source}"
     return made, f"found by {found.source}" if traced else "; ".join(filter(None, (RULE, found.source)))
