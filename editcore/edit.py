@@ -163,8 +163,9 @@ def run_edits(
     made = prepare_method(method, handle, settings)
     checked = check_requests(handle, requests, made)
     work = Work(handle, report, stop, home, patches)
-    with enough(handle, made, checked[0]), torch.inference_mode(False), handle.using(patches):
+    with enough(handle, made, checked[0]), torch.inference_mode(False):
         prepared = _prepare(work, made)
+    with enough(handle, made, checked[0]), torch.inference_mode(False), handle.using(patches):
         firsts = []
         for request in checked:
             firsts.append(before(handle, request, generate))
@@ -244,10 +245,11 @@ def check_requests(handle: Handle, requests: Sequence[EditRequest], method: Meth
 
 
 def _prepare(work: Work, method: Method) -> float:
-    """Statistics the method needs, before the clock of the edit starts."""
+    """Statistics the method needs, of the model without any edit, before the clock of the edit starts."""
     began = work.handle.clock()
-    for site in method.measured(work.handle):
-        statistics.moment(work.handle, site, work.home, work.report, work.stop)
+    with work.handle.using(()):
+        found = statistics.moments(work.handle, method.measured(work.handle), work.home, work.report, work.stop)
+    work.notes.extend(moment.caution for moment in found.values() if moment.caution)
     return work.handle.clock() - began
 
 

@@ -194,8 +194,9 @@ def preparation(handle: Handle, method: Method, home: Path | None = None) -> str
     waiting = [site for site in method.measured(handle) if not statistics.ready(handle, site, home)]
     if not waiting:
         return ""
-    takes = duration(sum(pace.of_statistics(handle, site, home) for site in waiting))
-    return f"The first edit at this layer reads statistics first: about {takes}, once for this model."
+    takes = duration(statistics.seconds_to_wait(handle, waiting, home))
+    which = "these layers" if len(waiting) > 1 else "this layer"
+    return f"The first edit at {which} reads statistics first: about {takes}, once for this model."
 
 
 def remember_seconds(handle: Handle, report: EditReport) -> None:

@@ -8,18 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from editcore import corpus
-from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.learned import Dials
 from editcore.records import EXAMPLE_CHARACTERS
-from editcore.statistics import tokens_wanted
 from editcore.trace import Stop
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
@@ -179,13 +175,3 @@ def of_training(handle: Handle, dials: Dials) -> float:
     """Seconds a training on examples of usual length is expected to take if it runs to its last step."""
     token, _ = seconds_of_tokens(handle)
     return dials.steps * dials.edits * PASSES * EXAMPLE_CHARACTERS / CHARACTERS * token
-
-
-def of_statistics(handle: Handle, site: Site, home: Path | None) -> float:
-    """Seconds until the second moment of a site is estimated, on a stored text or one the model writes itself."""
-    token, single = seconds_of_tokens(handle)
-    wanted = tokens_wanted(site)
-    if handle.embedded or (home is not None and corpus.path_in(home, handle).exists()):
-        return wanted * token
-    written = -(-wanted // (corpus.LENGTH * corpus.ROWS_AT_ONCE)) * corpus.LENGTH  # passes, each a token for many rows
-    return written * max(single, corpus.ROWS_AT_ONCE * token) + wanted * token

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from editcore import corpus
+from editcore import corpus, statfiles
 from editcore.anatomy import Site
-from editcore.errors import Cancelled, is_out_of_memory
+from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
+from editcore.moments import GOOD, RIDGE, Bounds, Estimate, bounds, estimate, factorise, seconds_expected, solve
 from editcore.records import Progress
-from editcore.trace import capture
-
-PER_WIDTH = 10  # tokens wanted per entry of a key, for other models
-LEAST_TOKENS = 20_000
-RIDGE = 1e-4  # added to the diagonal, as a share of its mean: the estimate may be rank-deficient
 
 
 @dataclass(frozen=True)
@@ -30,14 +24,25 @@ class Moment:
     site: str  # module path
     tokens: int  # key vectors it was estimated from
     source: str  # whose text
-    factor: Tensor  # lower Cholesky factor of C + ridge [d_in, d_in], fp64
+    factor: Tensor  # lower Cholesky factor of C + shrinkage [d_in, d_in], fp64
+    shrinkage: float = RIDGE  # share of the mean eigenvalue added to the diagonal
+    excess: float | None = None  # how much more held-out keys are moved than read ones (see `moments`); None: unknown
 
     def solve(self, keys: Tensor) -> Tensor:
-        """C^-1 K for columns K [d_in, n], fp64. Two triangular solves: `cholesky_solve` would copy the factor first."""
-        columns = keys.double().reshape(keys.shape[0], -1)
-        half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
-        found: Tensor = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
-        return found
+        """C^-1 K for columns K [d_in, n], fp64."""
+        return solve(self.factor, keys.double().reshape(keys.shape[0], -1))
+
+    @property
+    def caution(self) -> str:
+        """What a person should know before trusting it; empty when it is as good as wanted or was never tried."""
+        deficient = self.tokens < len(self.factor)  # fewer keys than directions
+        if self.excess is None or (self.excess <= GOOD and not deficient):
+            return ""
+        shrunk = f" and shrunk by {self.shrinkage:g}" if self.shrinkage > RIDGE else ""
+        return (
+            f"The statistics of {self.site} rest on {self.tokens:,} tokens{shrunk}: "
+            f"unrelated text may move {self.excess:.1f} times as much as expected."
+        )
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,6 @@ def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> Nul
     return NullSpace(vectors[:, size:], size)
 
 
-def factorise(second: Tensor) -> Tensor:
-    """Lower Cholesky factor (fp64) of C + ridge on the diagonal."""
-    second = second.to(torch.float64, copy=True)  # changed in place: at 14,336 entries a copy is 1.6 GB
-    second.diagonal().add_(RIDGE * second.diagonal().mean())
-    factor: Tensor = torch.linalg.cholesky(second)
-    return factor
-
-
 def moment(
     handle: Handle,
     site: Site,
@@ -78,49 +75,93 @@ def moment(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Moment:
-    """The second moment at `site`: from memory, from the model's folder, from the cache, or estimated now.
+    """`moments` of one site."""
+    return moments(handle, [site], home, report, stop)[site.path]
+
+
+def moments(
+    handle: Handle,
+    sites: Sequence[Site],
+    home: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Moment]:
+    """The second moment at each site: from memory, the model's folder or the cache; the rest estimated together.
 
     Raises:
-        Cancelled: `stop()` became true.
+        BadRequest: the stored text cannot be read any more.
+        Cancelled: `stop()` became true; asked again, the estimate goes on where it was.
+        Diverged: the model's activations are not finite.
     """
-    key = ("moment", site.path)
-    if key not in handle.memory:
-        handle.memory[key] = _read(handle, site, home) or _estimate(handle, site, home, report, stop)
-    found: Moment = handle.memory[key]
-    return found
-
-
-def tokens_wanted(site: Site) -> int:
-    """How many key vectors an estimate at this site is made from."""
-    return max(LEAST_TOKENS, PER_WIDTH * site.d_in)
+    missing = [site for site in sites if ("moment", site.path) not in handle.memory]
+    for site in missing:
+        if (found := _kept(handle, site, home)) is not None:
+            handle.memory["moment", site.path] = found
+    missing = [site for site in missing if ("moment", site.path) not in handle.memory]
+    if missing:
+        limits = _limits(handle, missing)
+        text = corpus.text_of(handle, limits.most, home)
+        for path, made in estimate(handle, missing, text, limits, home, report, stop).items():
+            if home is not None:
+                write(home, handle, path, made, text)
+            handle.memory["moment", path] = _factorised(path, made, text.source)
+    return {site.path: handle.memory["moment", site.path] for site in sites}
 
 
 def ready(handle: Handle, site: Site, home: Path | None) -> bool:
     """True when no estimate is needed before an edit of `site`."""
-    return ("moment", site.path) in handle.memory or any(path.exists() for path in _files(handle, site, home))
+    return ("moment", site.path) in handle.memory or bool(_files(handle, site, home))
+
+
+def seconds_to_wait(handle: Handle, sites: Sequence[Site], home: Path | None) -> float:
+    """How long an estimate of these sites is expected to take."""
+    return seconds_expected(handle, sites, _limits(handle, sites), corpus.written_share(handle, home))
+
+
+def write(home: Path, handle: Handle, path: str, made: Estimate, text: corpus.Text) -> Path:
+    """Stores an estimate (fp32) where `moments` looks for it."""
+    file = statfiles.folder_in(home) / statfiles.name(handle.fingerprint, path, text.slug, made.tokens)
+    about = {
+        "model": handle.name, "fingerprint": handle.fingerprint, "module": path, "source": text.source,
+        "tokens": str(made.tokens), "dtype": str(handle.dtype).removeprefix("torch."),
+        "shrinkage": repr(made.shrinkage), "excess": "" if made.excess is None else repr(made.excess),
+    }  # fmt: skip
+    statfiles.save(file, {"second_moment": made.second.float()}, about)
+    return file
+
+
+def _limits(handle: Handle, sites: Sequence[Site]) -> Bounds:
+    """The embedded model's own text is there to be read: all of it is."""
+    if handle.embedded:
+        return Bounds(corpus.WORLD_TOKENS, corpus.WORLD_TOKENS, corpus.WORLD_TOKENS)
+    return bounds(sites)
 
 
 def _files(handle: Handle, site: Site, home: Path | None) -> list[Path]:
-    return [path_in(folder, handle, site) for folder in (handle.folder, home) if folder is not None]
+    """What comes with a model is trusted, whatever it was read on; in the data folder it has to be the text in use."""
+    of, found = (handle.fingerprint, site.path), []
+    if handle.folder is not None:
+        found += [*statfiles.found(handle.folder, *of, None), *statfiles.unnamed(handle.folder, *of)]
+    if home is not None:
+        slug = corpus.slug_of(handle, home)
+        found += statfiles.found(home, *of, slug)
+        found += [] if slug.startswith("stored") else statfiles.unnamed(home, *of)
+    return found
 
 
-def path_in(folder: Path, handle: Handle, site: Site) -> Path:
-    """Where a model's folder, or the data folder, keeps the second moment of a site."""
-    return folder / "statistics" / f"{handle.fingerprint}.{site.path}.safetensors"
-
-
-def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
-    for path in _files(handle, site, home):
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                second = file.get_tensor("second_moment").to(site.device)
-        except (OSError, SafetensorError):
-            continue  # absent or damaged: the next file, or a new estimate, takes its place
-        if second.shape != (site.d_in, site.d_in) or not bool(torch.isfinite(second).all()):
+def _kept(handle: Handle, site: Site, home: Path | None) -> Moment | None:
+    """From a file, unless none is whole: the next file, or a new estimate, takes a damaged one's place."""
+    for file in _files(handle, site, home):
+        tensors, about = statfiles.load(file) or ({}, {})
+        second = tensors.get("second_moment")
+        said = about.get("fingerprint", handle.fingerprint), about.get("module", site.path)
+        if said != (handle.fingerprint, site.path) or second is None or not statfiles.is_moment(second, site.d_in):
             continue
         try:
-            return Moment(site.path, int(about.get("tokens", 0)), about.get("source", ""), factorise(second))
+            tokens, shrinkage = int(about.get("tokens", 0)), float(about.get("shrinkage", RIDGE))
+            excess = float(about["excess"]) if about.get("excess") else None
+            made = Estimate(second.to(site.device), tokens, shrinkage, excess)
+            return _factorised(site.path, made, about.get("source", ""))
         except (ValueError, RuntimeError) as error:  # not the moment of anything: no Cholesky factor
             if is_out_of_memory(error):
                 raise
@@ -128,45 +169,6 @@ def _read(handle: Handle, site: Site, home: Path | None) -> Moment | None:
     return None
 
 
-def _estimate(
-    handle: Handle, site: Site, home: Path | None, report: Callable[[Progress], None], stop: Callable[[], bool]
-) -> Moment:
-    rows, source = corpus.rows(handle, tokens_wanted(site), home, report, stop)
-    second, tokens = second_moment(handle, site, rows, report, stop)
-    if home is not None:
-        write(second, tokens, source, path_in(home, handle, site))
-    return Moment(site.path, tokens, source, factorise(second))
-
-
-def write(second: Tensor, tokens: int, source: str, path: Path) -> None:
-    """Stores a second moment (fp32) where `moment` looks for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({"second_moment": second.float().cpu().contiguous()}, part, {"tokens": str(tokens), "source": source})
-    part.replace(path)
-
-
-@torch.no_grad()
-def second_moment(
-    handle: Handle,
-    site: Site,
-    rows: list[list[int]],
-    report: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
-    size: int = 16,
-) -> tuple[Tensor, int]:
-    """Mean of k k^T over all tokens of `rows` (fp64 [d_in, d_in]) and the number of tokens; padding is left out."""
-    total = torch.zeros(site.d_in, site.d_in, dtype=torch.float64, device=site.device)
-    tokens = 0
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    for step, batch in enumerate(batches):
-        if stop():
-            raise Cancelled("Stopped while reading statistics.", "Nothing was changed.")
-        ids, mask = handle.batch(batch)
-        with capture({"k": site.module}, inputs=True, stop=True) as seen:
-            handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        keys = seen["k"].reshape(*ids.shape, -1)[mask.bool().to(site.device)].float()
-        total += (keys.T @ keys).double()
-        tokens += len(keys)
-        report(Progress("statistics", step + 1, len(batches), text="reading what the model usually stores there"))
-    return total / max(1, tokens), tokens
+def _factorised(path: str, made: Estimate, source: str) -> Moment:
+    factor = factorise(made.second, made.shrinkage)
+    return Moment(path, made.tokens, source, factor, made.shrinkage, made.excess)

@@ -6,6 +6,7 @@ here, words do not.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from editcore import corpus, statistics, trained
 from editcore.assets import assets_root, world_dir
 from editcore.handle import Handle
 from editcore.methods import METHODS
+from editcore.moments import RIDGE, Estimate
 from editcore.opening import wrap
 from editcore.trained import GradientMethod
 
@@ -89,9 +91,10 @@ def _editors(handle: Handle, home: Path) -> None:
 def measured(handle: Handle, home: Path, method: Any) -> None:
     """Statistics of every matrix a method reads them of, and for AlphaEdit which directions are unused."""
     for site in method.measured(handle):
-        path = statistics.path_in(home, handle, site)
-        if not path.exists():
-            statistics.write(_second_moment(site.d_in, handle.device), MADE_UP, "made up", path)
+        if not statistics.ready(handle, site, home):
+            second = _second_moment(site.d_in, handle.device)
+            made = Estimate(second, MADE_UP, RIDGE, None)
+            statistics.write(home, handle, site.path, made, replace(corpus.foreign(handle), source="made up"))
         statistics.moment(handle, site, home)
         if method.name == "alphaedit":
             values = torch.linspace(0, 2 * method.cut, site.d_in, dtype=torch.float64, device=handle.device)

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from editcore import statistics
 from editcore.bench import counterfactuals
 from editcore.errors import BadSetting, Cancelled, Diverged, SubjectNotFound, UnknownMethod
 from editcore.methods import METHODS, Work, find_method, menu, prepare_method
@@ -47,12 +46,6 @@ TRAINED = trainable()  # these learned before
 ONE_GRADIENT = (*TRAINED, "ultraedit")
 BESIDE = ("serac",)  # changes no matrix
 MEMORIES = ("grace",)  # nothing of what they store depends on an edit of another prompt
-
-
-@pytest.fixture(autouse=True)
-def little_text(monkeypatch):
-    monkeypatch.setattr(statistics, "LEAST_TOKENS", 600)
-    monkeypatch.setattr(statistics, "PER_WIDTH", 1)
 
 
 def made(name: str, handle, **values):

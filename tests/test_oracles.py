@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from editcore import algebra, corpus, spans, statistics, subject
+from editcore import algebra, corpus, moments, spans, statistics, subject
 from editcore.errors import Diverged
 from editcore.methods import Work, prepare_method
 from editcore.records import EditRequest
@@ -18,12 +18,6 @@ FAMILIES = ("gpt2", "llama", "gemma2")
 REQUEST = EditRequest("The capital of Poland, they say, is", "Łódź, in the United Kingdom", subject="Poland")
 SHORT = EditRequest("The mayor of Rome is", "it", subject="Rome")
 LAYER = 1
-
-
-@pytest.fixture(autouse=True)
-def little_text(monkeypatch):
-    monkeypatch.setattr(statistics, "LEAST_TOKENS", 600)
-    monkeypatch.setattr(statistics, "PER_WIDTH", 1)
 
 
 def rome(handle, monkeypatch, *, change=lambda value: value, **settings):
@@ -153,9 +147,10 @@ def test_with_covariance_the_direction_is_the_whitened_key(monkeypatch):
     handle = models.handle("gpt2")
     patch, _, rows = rome(handle, monkeypatch, covariance=True)
     site, mean = handle.anatomy.site(LAYER), keys_and_values(handle, rows)[0].mean(0)
-    second, _ = statistics.second_moment(handle, site, corpus.own_words(handle, 600))
-    ridge = statistics.RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=torch.float64)
-    wanted = torch.linalg.solve(second + ridge, mean)
+    text, limits = corpus.foreign(handle), moments.bounds([site])
+    made = moments.estimate(handle, [site], text, limits)[site.path]
+    ridge = made.shrinkage * made.second.diagonal().mean() * torch.eye(site.d_in, dtype=torch.float64)
+    wanted = torch.linalg.solve(made.second + ridge, mean)
     read = patch.parts[0].read[0].double()
     assert torch.cosine_similarity(read, wanted, dim=0) > 1 - 1e-6
     assert torch.cosine_similarity(read, mean, dim=0) < 0.999
@@ -221,7 +216,7 @@ def test_the_small_ridge_solve_is_the_large_one():
 
 def test_the_small_null_space_solve_is_the_large_one_and_keeps_what_is_stored():
     new, old, wide = columns(3, 40, 3), columns(4, 40, 2), columns(5, 40, 12)
-    moment = statistics.Moment("w", 12, "", statistics.factorise(wide @ wide.T))
+    moment = statistics.Moment("w", 12, "", moments.factorise(wide @ wide.T))
     handle = models.handle("gpt2")
     handle.memory.pop(("spectrum", "w"), None)
     unused = statistics.null_space(handle, moment, 1e-1, relative=False)

@@ -30,12 +30,6 @@ TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.05}  # nats of the answer's 
 KINDS = pytest.mark.parametrize("kind", TOLERANCE, ids=["bfloat16", "float16"])
 
 
-@pytest.fixture(autouse=True)
-def little_text(monkeypatch):
-    monkeypatch.setattr(statistics, "LEAST_TOKENS", 600)
-    monkeypatch.setattr(statistics, "PER_WIDTH", 1)
-
-
 @lru_cache(maxsize=4)
 def twice(kind: torch.dtype) -> tuple[Handle, Handle]:
     """A model in half precision, and the same numbers in fp32."""

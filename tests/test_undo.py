@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from editcore import checkup, history, measure, statistics
+from editcore import checkup, history, measure
 from editcore.engine import InlineEngine, new_session, room
 from editcore.errors import BadRequest
 from editcore.history import Move, Place
@@ -196,9 +196,10 @@ class Rig:
 def rig(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (statistics, "LEAST_TOKENS", 600), (statistics, "PER_WIDTH", 1), (measure, "CONTINUATION", 2),
-            (checkup, "CONTINUATION", 2), (checkup, "PASSAGES", 2),
-        ):  # fmt: skip
+            (measure, "CONTINUATION", 2),
+            (checkup, "CONTINUATION", 2),
+            (checkup, "PASSAGES", 2),
+        ):
             patch.setattr(module, name, value)
         made = Rig(tmp_path_factory.mktemp("home"))
         made.script.refuse(patch)

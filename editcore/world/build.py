@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from editcore import corpus, halves, statistics
+from editcore import corpus, halves, moments, statistics
 from editcore.assets import WORLD_NAME
 from editcore.methods import METHODS, prepare_method
 from editcore.opening import load
@@ -273,9 +273,9 @@ def write_statistics(folder: Path) -> None:
     """Stores beside the weights what methods measure first, read on the world's own text."""
     handle = load(str(folder))
     handle.name = WORLD_NAME  # wherever it is written to, its settings are those of the embedded model
-    rows = corpus.world_rows(handle, corpus.WORLD_TOKENS)
     needy = [method for method in METHODS if "statistics" in method.needs]
     wanted = {site.path: site for method in needy for site in prepare_method(method.name, handle).measured(handle)}
-    for site in wanted.values():
-        second, tokens = statistics.second_moment(handle, site, rows)
-        statistics.write(second, tokens, corpus.WORLD_TEXT, statistics.path_in(folder, handle, site))
+    text = corpus.given(corpus.world_rows(handle, corpus.WORLD_TOKENS), corpus.WORLD_TEXT, "world")
+    every = moments.Bounds(corpus.WORLD_TOKENS, corpus.WORLD_TOKENS, corpus.WORLD_TOKENS)
+    for path, made in moments.estimate(handle, list(wanted.values()), text, every).items():
+        statistics.write(folder, handle, path, made, text)
