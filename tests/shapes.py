@@ -94,7 +94,8 @@ def measured(handle: Handle, home: Path, method: Any) -> None:
         if not statistics.ready(handle, site, home):
             second = _second_moment(site.d_in, handle.device)
             made = Estimate(second, MADE_UP, RIDGE, None)
-            statistics.write(home, handle, site.path, made, replace(corpus.foreign(handle), source="made up"))
+            text = replace(corpus.text_of(handle, MADE_UP, home), source="made up")
+            statistics.write(home, handle, site.path, made, text)
         statistics.moment(handle, site, home)
         if method.name == "alphaedit":
             values = torch.linspace(0, 2 * method.cut, site.d_in, dtype=torch.float64, device=handle.device)
