@@ -23,6 +23,7 @@ FORMAT = "2"
 STALE = 86_400.0  # seconds after which a file that was never renamed is rubbish
 SYMMETRIC = 1e-5  # largest difference from the transpose, as a share of the largest entry
 ENDING = ".safetensors"
+TRIES = 20
 
 
 def folder_in(home: Path) -> Path:
@@ -76,7 +77,27 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) ->
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and what is said about them; None for a file that is absent, damaged or not what was written."""
+    """Tensors and what is said about them; None for a file that is absent, damaged or not what was written.
+
+    The library opens a file twice, for its head and for its tensors: one that was replaced in between is read again.
+    """
+    for _ in range(TRIES):
+        before, found = _version(path), _read(path)
+        if found is not None or _version(path) == before:
+            return found
+    return None
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes when another file takes this one's place."""
+    try:
+        now = path.stat()
+        return now.st_ino, now.st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     try:
         with safe_open(path, framework="pt") as file:
             head = dict(file.metadata() or {})
