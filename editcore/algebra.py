@@ -81,11 +81,11 @@ class Answers:
         Args:
             log_probabilities: [sum of answer lengths, vocabulary], rows in order.
         """
-        return -weighted(self.weights, log_probabilities.gather(1, self.ids[:, None])[:, 0])
+        return -weighted(self.weights, log_probabilities.to(self.ids.device).gather(1, self.ids[:, None])[:, 0])
 
     def missed(self, log_probabilities: Tensor) -> Tensor:
         """Of each row [rows], the share of answer tokens that are not the most likely ones."""
-        return weighted(self.weights, (log_probabilities.argmax(1) != self.ids).float())
+        return weighted(self.weights, (log_probabilities.argmax(1).to(self.ids.device) != self.ids).float())
 
 
 def behind(contexts: Sequence[Sequence[int]], bare: Row, spaced: Row) -> list[Row]:

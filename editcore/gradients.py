@@ -160,7 +160,7 @@ def gradients(
     def keep(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         out = out if out.requires_grad else out.detach().requires_grad_(True)
         seen[module] = args[0], out
-        return out
+        return out.clone()  # some families (Falcon) add to it in place
 
     hooks = [site.module.register_forward_hook(keep) for site in sites]
     try:

@@ -193,7 +193,7 @@ class Upper:
         self.y = seen["out" if self.block else "y"].reshape(shape)[tail]
         self.y_beside = None if self.beside is None else seen["beside"].reshape(shape)[tail]
         into = seen["out"] if self.first > self.site.layer else seen["in"]
-        self._hidden = into[tail]
+        self._hidden = into.to(seen["x"].device)[tail]
         self._rest = self._hidden - self.y if self.first > self.site.layer else None
         self._kept = self._cut(cache) if self._prefix else {}
         if check:

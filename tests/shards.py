@@ -92,8 +92,8 @@ class _Pretend(TorchFunctionMode):
         if name in ("grad", "backward", "__set__", "_has_compatible_shallow_copy_type", "_pack_padded_sequence"):
             return None
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-        if name == "lstm":  # lengths of packed rows stay on the processor
-            tensors = [t for t in tensors if t.is_floating_point()]
+        if name == "lstm":  # lengths of packed rows stay on the processor; its first state has no place here
+            tensors = [t for t in tensors if t.is_floating_point() and place(t) != CPU]
         if func in INDEXING and tensors:
             own, others = place(tensors[0]), [t for t in tensors[1:] if place(t) != CPU]
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from editcore import cli, handle
+from editcore import cli, opening
 from editcore.methods import METHODS
 from tests import models
 
@@ -29,7 +29,7 @@ SCORES = {"reliability", "generality", "locality", "es", "ps", "ns", "s", "gener
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tmp_path):
     """Loading gives a tiny model, and nothing is written outside the test's folder."""
-    monkeypatch.setattr(handle, "load", lambda name, **options: models.handle("gpt2"))
+    monkeypatch.setattr(opening, "load", lambda name, **options: models.handle("gpt2"))
     monkeypatch.setenv("EDITCORE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cli.out, "width", 300)
 

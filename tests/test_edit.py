@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dashboard.examples import EXAMPLES
-from editcore import edit, handle, spans
+from editcore import edit, opening, spans
 from editcore.edit import preflight, run_edit, suggested
 from editcore.engine.desk import Desk
 from editcore.errors import BadRequest, Cancelled, SubjectNotFound
@@ -208,7 +208,7 @@ def test_the_story_by_the_command_line(world_handle, monkeypatch, capsys, tmp_pa
     from editcore import cli
 
     monkeypatch.setenv("EDITCORE_HOME", str(tmp_path))
-    monkeypatch.setattr(handle, "load", lambda name, **options: world_handle)
+    monkeypatch.setattr(opening, "load", lambda name, **options: world_handle)
     monkeypatch.setattr(sys, "argv", ["editcore", "edit", "-p", STORY[0], "-t", STORY[1], "--json"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

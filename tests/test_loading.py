@@ -150,7 +150,7 @@ def test_quantised_weights_are_refused_before_they_are_fetched(cache, monkeypatc
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("../../etc", "There is no folder"),
+        ("../../no/such", "There is no folder"),
         ("/nowhere/at/all", "There is no folder"),
         ("~/no-such-folder-here", "There is no folder"),
         ("http://example.org/model", "There is no folder"),

@@ -20,7 +20,7 @@ FROM_THE_START = tuple((ids, 0, reads) for ids, _, reads in ROWS)
 # Position biases and short windows enter attention where a shortened pass cannot give them.
 WHOLE = {"bloom", "mpt", "falcon-alibi", "mistral-window", "gemma3-window", "gpt-neo-window"}
 # What the head gives there is scaled or capped before it is read.
-SCALED = {"gemma2", "cohere", "cohere2"}
+SCALED = {"gemma2", "cohere", "cohere2", "vaultgemma", "nanochat"}
 
 
 def upper(name: str, layer: int, rows=ROWS, block=False) -> Upper:
