@@ -62,11 +62,12 @@ def test_one_pass_gives_at_every_site_the_mean_over_real_tokens(name, size):
 
 
 def test_nothing_above_the_last_site_runs(handle):
-    ran = []
-    for block in handle.anatomy.blocks:
-        block.register_forward_pre_hook(lambda block, args: ran.append(handle.anatomy.blocks.index(block)))
-    handle.model.lm_head.register_forward_pre_hook(lambda *_: ran.append("head"))
+    ran, watched = [], {module: number for number, module in enumerate(handle.anatomy.blocks)}
+    watched[handle.model.lm_head] = "head"
+    hooks = [m.register_forward_pre_hook(lambda module, args: ran.append(watched[module])) for m in watched]
     moments.read(handle, [handle.anatomy.site(1), handle.anatomy.site(0)], ROWS)
+    for hook in hooks:
+        hook.remove()
     assert ran == [0, 1]
 
 
