@@ -255,7 +255,7 @@ def test_questions_between_the_steps_of_an_edit_change_neither_it_nor_their_answ
         job = real.submit(busy, name, (ONE,))
         while real.engine.poll(job).status != "running":  # it waits for what is planned, and so do the questions
             time.sleep(0.001)
-        asked = [real.engine._room.probe(asker, ["?"], 60.0) for asker in askers]
+        asked = [real.engine._room.probe(asker, ["?"], "raw", 60.0) for asker in askers]
         for answer in asked:
             answer.add_done_callback(lambda _: during.append(real.engine.poll(job).status))
         real.carry_out(busy, job)
