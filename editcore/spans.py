@@ -117,9 +117,9 @@ def require_offsets(tokenizer: Any) -> None:
     """Raises ModelError for a tokenizer that does not say where in a text its tokens stand."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"The tokenizer {type(tokenizer).__name__} gives no character offsets.",
-            "They are needed to find the subject and the answer among the tokens.",
-            "Use a model folder with a tokenizer.json file.",
+            f"The tokenizer {type(tokenizer).__name__} does not say where in a text its tokens stand.",
+            "A fast one (tokenizer.json) was wanted: subject and answer are found by it.",
+            "Convert it to tokenizer.json, or use another model.",
         )
 
 

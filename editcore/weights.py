@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from editcore.checkpoint import EMBEDDED, Checkpoint, read_weights
 from editcore.devices import DeviceMap, free_memory, short
 from editcore.errors import ModelError, first_line
+from editcore.spans import require_offsets
 
 STRETCH = 1.5  # times as many rows as tokens: tables are made longer than the vocabulary, but not by that much
 
@@ -101,12 +102,7 @@ def read(maker: Any, found: Checkpoint, kind: torch.dtype, spread: DeviceMap | N
 def check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
     """Raises ModelError unless the tokenizer says where its tokens stand, gives a text back, and is of this model."""
     remedy = "Put the model's own tokenizer files beside its weights."
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"The tokenizer of {name!r} ({type(tokenizer).__name__}) does not say where in a text its tokens stand.",
-            "A fast one (tokenizer.json) was wanted: a subject is found by it.",
-            "Convert it to tokenizer.json, or use another model.",
-        )
+    require_offsets(tokenizer)
     sample = "The capital of France"
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     rows, known = int(model.get_input_embeddings().weight.shape[0]), int(tokenizer.vocab_size)
