@@ -6,6 +6,7 @@ goes on. Several processes may write the same one: each writes a file of its own
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -71,7 +72,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) ->
         save_file(kept, part, {**head, "checksum": checksum(kept, head)})
         part.replace(path)
     except SafetensorError as error:
-        raise OSError(f"{path.name} could not be written ({error})") from error
+        told = re.search(r"os error (\d+)", str(error))  # the library says it in words
+        raise OSError(int(told[1]) if told else errno.EIO, f"{path.name} could not be written ({error})") from error
     finally:
         part.unlink(missing_ok=True)
 

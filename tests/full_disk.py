@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import sqlalchemy as sa
 import torch
 
-from editcore import statistics, trained
+from editcore import statfiles, trained
 from editcore.engine import InlineEngine, new_session, room
 from editcore.engine.upload import unpacked
 from editcore.errors import EditcoreError
@@ -70,7 +70,7 @@ def store(home: Path) -> None:
 
 
 def statistics_(home: Path) -> None:
-    statistics.write(LARGE, 1, "x", home / "statistics" / "w.safetensors")
+    statfiles.save(statfiles.folder_in(home) / "w.safetensors", {"second_moment": LARGE}, {})
 
 
 def editor(home: Path) -> None:
