@@ -161,6 +161,7 @@ def test_a_store_damaged_in_the_middle_of_a_run_is_said_and_set_aside_at_the_nex
     session, file = new_session(), tmp_path / database.FILE
     with contextlib.closing(InlineEngine("fake", tmp_path, fake_desk.open_desk)) as engine:
         finish(engine, submit(engine, session))
+        until(lambda: engine.health().busy is None)  # what follows an edit is written too
         engine._store.database.close()  # connections that are open have read it already
         with contextlib.closing(sqlite3.connect(file)) as other:
             other.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the write-ahead log holds a copy of what was written

@@ -199,7 +199,7 @@ class LocalEngine:
         methods = tuple(method for method, _ in plans)
         fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0, kind, methods)
         with self._changed:
-            self._keys[session, key] = job
+            self._keys[session, key], self._health_of = job, (0, 0.0)
             self._jobs.setdefault(job, _Known(fresh, generation, (session, key)))
             self._forget_old()
         return job
@@ -309,6 +309,8 @@ class LocalEngine:
             new = len(old.outcomes) - have  # outcomes another poll brought meanwhile
             if old.finished or heard.sequence < old.sequence or len(heard.outcomes) < new:
                 return
+            if heard.status != old.status:
+                self._health_of = (0, 0.0)  # what keeps the model has changed
             events = (*old.events, *recent(heard.events, heard.sequence, old.sequence))[-_EVENTS:]
             known.state = replace(heard, events=events, outcomes=(*old.outcomes, *heard.outcomes[new:]))
 
