@@ -310,7 +310,7 @@ class LocalEngine:
             if old.finished or heard.sequence < old.sequence or len(heard.outcomes) < new:
                 return
             if heard.status != old.status:
-                self._health_of = (0, 0.0)  # what keeps the model has changed
+                self._health_of = (0, 0.0)  # the model is at something else now
             events = (*old.events, *recent(heard.events, heard.sequence, old.sequence))[-_EVENTS:]
             known.state = replace(heard, events=events, outcomes=(*old.outcomes, *heard.outcomes[new:]))
 
