@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,11 @@ def test_each_person_logs_in_sees_only_sessions_of_his_own_and_leaves(
 
     ada.get_by_role("button", name=re.compile("Log out")).click()
     seen(ada.get_by_text("Log in to open this page."))
+    until = time.monotonic() + PATIENCE / 1000
+    while "/leave" not in provider.asked and time.monotonic() < until:  # the browser goes there by way of the page
+        ada.wait_for_timeout(100)
     assert "/leave" in provider.asked
+    seen(ada.get_by_text("Log in to open this page."))
     ada.goto(address)
     seen(ada.get_by_text("Open its address once more"))
     assert ada.get_by_text("Boris Johnson").count() == 0
