@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import psutil
 import torch
@@ -90,10 +91,11 @@ def short(kind: torch.dtype) -> str:
 
 
 def free_memory(device: torch.device, spread: bool = False) -> int:
-    """Bytes that are free on a device; with `spread`, on all GPUs together."""
+    """Bytes that can be had on a device, what torch keeps there included; with `spread`, on all GPUs together."""
     if device.type == "cuda":
-        every = range(torch.cuda.device_count()) if spread else [device]
-        return sum(torch.cuda.mem_get_info(one)[0] for one in every)
+        every: Iterable[Any] = range(torch.cuda.device_count()) if spread else [device]
+        kept = (torch.cuda.memory_reserved(one) - torch.cuda.memory_allocated(one) for one in every)
+        return int(sum(torch.cuda.mem_get_info(one)[0] for one in every) + sum(kept))
     return int(psutil.virtual_memory().available)
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from editcore import pace, statistics, tuning
+from editcore.devices import free_memory as free
 from editcore.errors import OutOfMemory, is_out_of_memory
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Pass
@@ -109,15 +109,6 @@ def _kept(handle: Handle, some: Pass) -> int:
         rows = int(handle.model.get_output_embeddings().weight.shape[0])
         found += HEAD * 4 * some.reads * rows
     return found
-
-
-def free(device: torch.device) -> int:
-    """Bytes that can be had on a device."""
-    if device.type == "cuda":
-        there, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(there + cached)
-    return int(psutil.virtual_memory().available)
 
 
 @contextmanager
