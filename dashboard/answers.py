@@ -21,11 +21,13 @@ def begin_run() -> None:
     state.kept().update({"until": time.monotonic() + AT_ONCE, "awaited": {}})
 
 
-def begin_part() -> None:
-    """A part of the page is drawn; when it is drawn alone, it has time of its own."""
+def begin_part() -> bool:
+    """A part of the page is drawn; when it is drawn alone, it has time of its own. Returns whether it is."""
     run = get_script_run_ctx()
-    if run and run.fragment_ids_this_run:
+    alone = bool(run and run.fragment_ids_this_run)
+    if alone:
         state.kept()["until"] = time.monotonic() + AT_ONCE
+    return alone
 
 
 def remembered(name: str, content: Any) -> Any:

@@ -72,11 +72,16 @@ def setting_widget(method: str, setting: SettingInfo) -> Any:
     )  # fmt: skip
 
 
-def changed_settings(method: MethodInfo) -> dict[str, Any]:
-    """The settings a person changed in the method's form, whether it is drawn now or not."""
+def settings_of(method: MethodInfo) -> dict[str, Any]:
+    """What stands in the method's form, whether it is drawn now or not; as `settings_form` returns it."""
     keys = {setting.name: setting_key(method.name, setting.name) for setting in method.settings}
-    values = {name: state.value(key) for name, key in keys.items() if state.known(key)}
-    return {s.name: values[s.name] for s in method.settings if s.name in values and values[s.name] != s.default}
+    return {s.name: state.value(keys[s.name]) if state.known(keys[s.name]) else s.default for s in method.settings}
+
+
+def changed_settings(method: MethodInfo) -> dict[str, Any]:
+    """Those of `settings_of` that a person changed."""
+    values = settings_of(method)
+    return {s.name: values[s.name] for s in method.settings if values[s.name] != s.default}
 
 
 def set_all(method: MethodInfo, values: Mapping[str, Any]) -> None:

@@ -98,6 +98,17 @@ def open_page(kind: JobKind) -> Frame:
     return frame
 
 
+def still(page: Frame) -> Frame:
+    """The frame as it is now, for a part of the page that is drawn alone; draws all of it when more has changed."""
+    health = resources.health()
+    view, _ = look(page.session, health)
+    now = Frame(page.session, health, view, *watched(view))
+    jobs = [frame.running and frame.running.job for frame in (page, now)]
+    if now.view != page.view or now.can_ask != page.can_ask or jobs[0] != jobs[1]:
+        st.rerun()
+    return now
+
+
 def look(session: str, health: Health) -> tuple[SessionState, str]:
     """The session as the engine sees it, and what went wrong while looking."""
     try:

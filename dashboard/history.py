@@ -6,11 +6,12 @@ Widgets of a row carry the stored value in their key, so that undo, another tab 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from dashboard import answers, remade, resources, results, state
+from dashboard import answers, charts, fold, remade, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.course import course_rows, diagnose
@@ -41,15 +42,9 @@ def column(page: Frame) -> None:
 
 def _health(page: Frame) -> None:
     """How the model fares with its edits: a warning when it gets worse, and the course behind it."""
-    sessions, session = resources.engine().sessions, page.session
     standing = [[r.edit, r.on, r.strength] for r in page.view.rows]
     try:
-        course = sessions.course(session)
-        latest = next(r.number for r in reversed(page.view.rows) if r.on and r.strength > 0)
-        if page.can_ask and (not course or course[-1][0] != latest):
-            ask = resources.engine().ask
-            answers.asked("check_up", standing, lambda: ask("check_up", resources.PATIENCE, session=session))
-            course = sessions.course(session)
+        course = _checkups(page, standing)
     except EditcoreError:
         return  # a chart that is not there must not stand in anybody's way
     numbers, checkups = [number for number, _ in course], [checkup for _, checkup in course]
@@ -57,8 +52,25 @@ def _health(page: Frame) -> None:
     if told:
         st.warning(plain(told.sentence), icon=":material/monitor_heart:")
     if course:
-        with st.expander("How the model is doing", icon=":material/monitor_heart:"):
-            _course(checkups, numbers, numbers[told.start] if told else None)
+        since = numbers[told.start] if told else None
+        fold.drawn("How the model is doing", "health", lambda: _course(checkups, numbers, since),
+                   icon=":material/monitor_heart:")  # fmt: skip
+
+
+def _checkups(page: Frame, standing: list[list[Any]]) -> tuple[tuple[int, Checkup], ...]:
+    """The course of this session; what is not known of it yet is asked for."""
+    known: tuple[tuple[int, Checkup], ...] | None = answers.remembered("course", standing)
+    if known is not None:
+        return known
+    engine, session = resources.engine(), page.session
+    latest = next(r.number for r in reversed(page.view.rows) if r.on and r.strength > 0)
+    course = engine.sessions.course(session)
+    if page.can_ask and (not course or course[-1][0] != latest):
+        answers.asked("check_up", standing, lambda: engine.ask("check_up", resources.PATIENCE, session=session))
+        course = engine.sessions.course(session)
+    if course and course[-1][0] == latest:
+        answers.once("course", standing, lambda: course)
+    return course
 
 
 def _course(checkups: list[Checkup], numbers: list[int], since: int | None) -> None:
@@ -67,7 +79,7 @@ def _course(checkups: list[Checkup], numbers: list[int], since: int | None) -> N
     st.caption(f"{held} of {counted(len(checkups[-1].held), 'edit')} hold now.")
     for gone in (h for h in checkups[-1].held if not h.held):
         st.caption(f":material/close: {plain(shorten(gone.prompt, 50))} no longer gives “{plain(gone.target)}”.")
-    st.plotly_chart(resources.figure("health_lines", frame, since), key="health", config=results.CHART,
+    st.plotly_chart(charts.health_lines(frame, since), key="health", config=results.CHART,
                     alt="Edits that hold, unrelated answers that stayed, and perplexity, after each edit")  # fmt: skip
     results.downloads(frame, "health")
 
@@ -95,9 +107,12 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
                 f"**#{row.number}** {name}", value=row.on, key=f"on:{key}", disabled=busy, width="stretch",
                 on_change=_move, args=(session, Move("toggle", row.edit, float(not row.on))),
             )  # fmt: skip
-            with st.popover("", icon=":material/more_horiz:", type="tertiary", width="content", key=f"menu:{row.edit}",
-                            help=f"What can be done with edit {row.number}"):  # fmt: skip
-                _menu(session, row, rows, busy)
+            menu = st.popover("", icon=":material/more_horiz:", type="tertiary", width="content",
+                              key=f"menu:{row.edit}", on_change="rerun",
+                              help=f"What can be done with edit {row.number}")  # fmt: skip
+            if menu.open:
+                with menu:
+                    _menu(session, row, rows, busy)
         st.caption(_about(row))
         if row.note:
             st.caption(f"*{plain(row.note)}*")

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import answers, resources, results, state, tables
+from dashboard import answers, fold, resources, results, state, tables
 from dashboard.examples import EXAMPLES
 from dashboard.frame import Frame
 from dashboard.text import message, percent, plain
@@ -183,7 +183,12 @@ def checks(prompt: str, target: str) -> tuple[tuple[Probe, ...], tuple[Probe, ..
     start, keys = state.tables_shown(), state.table_keys()
     edited = state.rows_edited()
     label = results.checks_line(len(start[0]), len(start[1])) + (", edited" if edited else "")
-    with st.expander(f"What will be checked: {label}"):
+    box = fold.box(f"What will be checked: {label}", "checks")
+    if not (box.open or edited):  # what a person changed lives in the tables, so they are drawn then
+        made = resources.made()
+        return (made.of(start[0], "probes", lambda: tables.paraphrases_from(start[0])),
+                made.of(start[1], "probes", lambda: tables.probes_from(start[1])))  # fmt: skip
+    with box:
         if edited and state.basis() != state.digest([prompt, target, state.corrected_subject()]):
             st.caption("You edited these rows for another question, so they were kept.")
             st.button("Propose new ones", key="propose", on_click=state.forget_rows, icon=":material/refresh:")

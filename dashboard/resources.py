@@ -16,11 +16,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
-from dashboard import charts
+from dashboard.made import Made
 from dashboard.questions import Questions
 from dashboard.tries import Tries
 from dashboard.turns import Turns
@@ -105,13 +104,10 @@ def remade(session: str, edit: str) -> tuple[Remade, ...]:
     return engine().sessions.remade(session, edit)
 
 
-@st.cache_resource(max_entries=100, show_spinner=False)
-def figure(chart: str, frame: pd.DataFrame, *given: Any) -> Any:
-    """A chart of `charts` by name, drawn once for what it shows: building one costs more than sending it.
-
-    Everybody who is shown the same gets the same figure, which nobody may change.
-    """
-    return getattr(charts, chart)(frame, *given)
+@st.cache_resource(max_entries=1, show_spinner=False)
+def made() -> Made:
+    """Tables and charts of the reports that are shown."""
+    return Made()
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
@@ -206,4 +202,4 @@ def drafts() -> Drafts:
 
 
 # everything this file keeps
-CACHED = (engine, methods, questions, turns, reports, remade, figure, library, claim, drafts, tries)
+CACHED = (engine, methods, questions, turns, reports, remade, made, library, claim, drafts, tries)

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import resources, tables
+from dashboard import charts, fold, resources, tables
+from dashboard.made import Picture
 from dashboard.text import changed_words as diff
 from dashboard.text import counted, duration, marked, percent, plain, shorten, size, visible
 from editcore.records import EditReport, ProbeResult
@@ -48,14 +49,18 @@ def show(report: EditReport, judged: bool = True, switch: Callable[[], None] = l
     _answers(report)
     _next_tokens(report)
     _continuations(report)
-    _how(report)
+    fold.drawn("How it was done, and the whole report", "how", lambda: _how(report))
 
 
 def fetch_ahead() -> None:
     """Draws nothing, so that the browser has fetched what draws charts (5 MB) before the first one is wanted."""
     with st.container(key="ahead"):
         st.html("<style>.st-key-ahead { display: none; }</style>")
-        st.plotly_chart(resources.figure("dumbbell", tables.NO_SHIFTS), key="nothing", config=CHART)
+        st.plotly_chart(_dumbbell(tables.NO_SHIFTS, "mean"), key="nothing", config=CHART)
+
+
+def _dumbbell(frame: pd.DataFrame, measure: str) -> Picture:
+    return resources.made().of(frame, measure, lambda: Picture(charts.dumbbell(frame, measure)))
 
 
 def _without_verdict(report: EditReport) -> str:
@@ -64,7 +69,9 @@ def _without_verdict(report: EditReport) -> str:
 
 
 def _tiles(report: EditReport) -> None:
-    rows = tables.tiles(report.scores, report.probes).to_dict("records")
+    rows = resources.made().of(
+        report, "tiles", lambda: tables.tiles(report.scores, report.probes).to_dict("records")
+    )  # fmt: skip
     with st.container(key="tiles", gap="xsmall"):
         for start in range(0, len(rows), 2):  # two beside each other fit a phone and a column
             with st.container(horizontal=True, gap="xsmall"):
@@ -73,8 +80,7 @@ def _tiles(report: EditReport) -> None:
                         st.caption(f"**{row['name']}**")
                         st.subheader(_headline(row), anchor=False)
                         st.caption(row["meaning"])
-    with st.expander("Table behind the scores"):
-        table(tables.score_list(report.scores), "scores")
+    fold.drawn("Table behind the scores", "scores", lambda: table(tables.score_list(report.scores), "scores"))
 
 
 def _headline(row: dict[str, Any]) -> str:
@@ -89,15 +95,15 @@ def _answers(report: EditReport) -> None:
         "Probability", list(_MEASURES), key="measure", format_func=_MEASURES.__getitem__, default="mean",
         required=True, label_visibility="collapsed", persist_state="session",
     )  # fmt: skip
-    frame = tables.shifts(report)
+    frame = resources.made().of(report, "shifts", lambda: tables.shifts(report))
     held = " ◆ marks wordings the model never saw with this fact." if frame["held_out"].any() else ""
     st.caption(f"{_EXPLAINED[measure]} ○ before, ● after.{held}")
     st.plotly_chart(
-        resources.figure("dumbbell", frame, measure), key="dumbbell", config=CHART,
+        _dumbbell(frame, measure), key="dumbbell", config=CHART,
         alt="Probability of the corrected and the old answer before and after the edit, for every prompt",
     )  # fmt: skip
-    with st.expander("Table behind this chart"):
-        table(frame.drop(columns="index"), "answers", shares("before", "after", "before_joint", "after_joint"))
+    shown_as = shares("before", "after", "before_joint", "after_joint")
+    fold.drawn("Table behind this chart", "answers", lambda: table(frame.drop(columns="index"), "answers", shown_as))
 
 
 def _next_tokens(report: EditReport) -> None:
@@ -108,7 +114,7 @@ def _next_tokens(report: EditReport) -> None:
         label_visibility="collapsed",
     )  # fmt: skip
     result: ProbeResult = results[index if index is not None and index < len(results) else 0]
-    frame = tables.next_tokens(result)
+    frame = resources.made().of(report, f"next {index}", lambda: tables.next_tokens(result))
     st.dataframe(
         frame, hide_index=True, row_height=30, key="tokens", placeholder="n/a",
         alt="Most likely next tokens before and after the edit",
@@ -124,40 +130,44 @@ def _next_tokens(report: EditReport) -> None:
 
 def _continuations(report: EditReport) -> None:
     st.markdown("##### What it writes on its own")
-    frame = tables.continuations(report)
+    frame = resources.made().of(report, "continuations", lambda: tables.continuations(report))
     same = int((~frame["changed"]).sum())
     with st.container(key="continuations", gap="small"):
-        for row in frame.to_dict("records"):
-            before, after = diff(row["before"], row["after"])
-            held = "◆ " if row["held_out"] else ""
+        for head, words in resources.made().of(report, "words", lambda: _in_words(frame)):
             with st.container(gap=None):
-                st.caption(f"{tables.GROUPS[row['kind']]} · {held}{plain(row['prompt'])}")
-                if row["changed"]:
-                    st.markdown(f"○ {marked(before, 'gray')}  \n● {marked(after, 'orange')}")
-                else:
-                    st.markdown(f"= {marked(after, 'gray')}")
+                st.caption(head)
+                st.markdown(words)
     st.caption(f"○ before, ● after, = unchanged ({same} of {len(frame)}). Changed words are marked.")
-    with st.expander("Table behind the continuations"):
-        table(frame, "continuations")
+    fold.drawn("Table behind the continuations", "continuations", lambda: table(frame, "continuations"))
+
+
+def _in_words(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Of every prompt: what it is, and what was written before and after."""
+    found = []
+    for row in frame.to_dict("records"):
+        before, after = diff(row["before"], row["after"])
+        head = f"{tables.GROUPS[row['kind']]} · {'◆ ' if row['held_out'] else ''}{plain(row['prompt'])}"
+        both = f"○ {marked(before, 'gray')}  \n● {marked(after, 'orange')}"
+        found.append((head, both if row["changed"] else f"= {marked(after, 'gray')}"))
+    return found
 
 
 def _how(report: EditReport) -> None:
     patch = report.patch
-    with st.expander("How it was done, and the whole report"):
-        st.text(
-            f"{report.method} on {report.model}, subject “{report.subject or 'none'}”, "
-            f"the prompt read as {FORM_WORDS[report.request.form]}\n"
-            f"changed: {shorten(', '.join(patch.modules), 300) or 'no matrix'}\n"
-            f"size {size(patch.bytes)}, rank {'full' if patch.rank is None else patch.rank}, "
-            f"{percent(patch.relative_norm)} of the norm of the edited weights\n"
-            f"edit {duration(report.seconds.edit)}, measuring {duration(report.seconds.measure)}, "
-            f"preparation {duration(report.seconds.prepare)}, peak memory {size(report.peak_memory)} over the model"
-        )
-        st.dataframe(tables.effective(report.settings), hide_index=True, alt="Settings in force")
-        st.download_button(
-            "Whole report (JSON)", lambda: tables.to_json(report), "edit-report.json", "application/json",
-            key="report-json", on_click="ignore", icon=":material/download:",
-        )  # fmt: skip
+    st.text(
+        f"{report.method} on {report.model}, subject “{report.subject or 'none'}”, "
+        f"the prompt read as {FORM_WORDS[report.request.form]}\n"
+        f"changed: {shorten(', '.join(patch.modules), 300) or 'no matrix'}\n"
+        f"size {size(patch.bytes)}, rank {'full' if patch.rank is None else patch.rank}, "
+        f"{percent(patch.relative_norm)} of the norm of the edited weights\n"
+        f"edit {duration(report.seconds.edit)}, measuring {duration(report.seconds.measure)}, "
+        f"preparation {duration(report.seconds.prepare)}, peak memory {size(report.peak_memory)} over the model"
+    )
+    st.dataframe(tables.effective(report.settings), hide_index=True, alt="Settings in force")
+    st.download_button(
+        "Whole report (JSON)", lambda: tables.to_json(report), "edit-report.json", "application/json",
+        key="report-json", on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
 
 
 def shares(*columns: str) -> dict[str, object]:

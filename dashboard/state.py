@@ -230,8 +230,9 @@ def corrected_subject() -> str | None:
 
 def tables_shown() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Start rows of the paraphrase and of the probe table; what the widgets add is kept by the widgets."""
-    empty = (tables.paraphrase_rows(()), tables.probe_rows(()))
-    found: tuple[pd.DataFrame, pd.DataFrame] = st.session_state.get("_rows", empty)
+    if "_rows" not in st.session_state:
+        st.session_state["_rows"] = (tables.paraphrase_rows(()), tables.probe_rows(()))
+    found: tuple[pd.DataFrame, pd.DataFrame] = st.session_state["_rows"]
     return found
 
 

@@ -36,8 +36,11 @@ def corner(page: Frame) -> None:
         if page.export:
             _exported(page.export)
         if page.view.rows:
-            with st.popover("Take away", key="take-away", icon=":material/download:", width="stretch"):
-                _exports(page)
+            box = st.popover("Take away", key="take-away", icon=":material/download:", width="stretch",
+                             on_change="rerun")  # fmt: skip
+            if box.open:
+                with box:
+                    _exports(page)
             with st.popover("Share", key="sharing", icon=":material/share:", width="stretch"):
                 _share(page)
         with st.popover("Bring in", key="bringing", icon=":material/upload:", width="stretch"):
@@ -65,6 +68,7 @@ def _exports(page: Frame) -> None:
         if form == "peft":
             st.number_input(
                 "Its rank, for FT and the like", 1, 512, None, key="rank", placeholder="only if asked for",
+                persist_state="session",
                 help="FT, FT-L and the like change all of a matrix. An adapter keeps its strongest directions: this "
                      "many.",
             )  # fmt: skip

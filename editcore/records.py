@@ -122,7 +122,7 @@ class Seconds:
     prepare: float = 0.0  # one-off: statistics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class EditReport:
     """Everything one edit produced."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Visitor:
         self._shown: dict[tuple[int, ...], Shown] = {}
         self._run, self._fragments = "", ()  # of the run that is drawn now
         self._begun = self._full = 0  # whole runs: the one begun last, the one finished last
-        self._fragment_runs = 0  # runs of fragments finished
+        self._parts: Counter[str] = Counter()  # runs finished, by fragment
         self._changed = asyncio.Event()
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._socket: ClientConnection | None = None
@@ -126,19 +127,21 @@ class Visitor:
         return await self.run(measured)
 
     async def run(self, measured: str = "", **values: Any) -> bool:
-        """Send widget values by key and wait until the whole page has been drawn; False when it never is."""
-        before, began = self._begun, time.monotonic()
-        await self._send(values)
-        done = await self.until(lambda: self._full > before)
+        """Send widget values by key and wait until what they are in has been drawn; False when it never is."""
+        parts = {one.fragment for one in self._shown.values() if one.key in values}
+        part = parts.pop() if len(parts) == 1 else ""
+        before, drawn, began = self._begun, self._parts[part], time.monotonic()
+        await self._send(values, part)
+        done = await self.until(lambda: self._full > before or (bool(part) and self._parts[part] > drawn))
         if measured:
             self._note(measured, time.monotonic() - began)
         return done
 
-    async def _send(self, values: dict[str, Any], fragment: str = "") -> None:
+    async def _send(self, values: dict[str, Any], fragment: str = "", itself: bool = False) -> None:
         message = BackMsg()
         state = message.rerun_script
         state.query_string, state.page_name, state.fragment_id = self._query, self._page, fragment
-        state.is_auto_rerun = bool(fragment)
+        state.is_auto_rerun = itself
         state.context_info.url = f"http://{self._address}/{self._page}"
         for key, value in values.items():
             _put(state.widget_states.widgets.add(), self._widget(key), value)
@@ -196,7 +199,7 @@ class Visitor:
     def _finish(self, how: int) -> None:
         if how == ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY:
             self._keep(lambda one: one.run == self._run or one.fragment not in self._fragments)
-            self._fragment_runs += 1
+            self._parts.update(self._fragments)
         elif how != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
             self._keep(lambda one: one.run == self._run)
             self._full = self._begun
@@ -225,10 +228,10 @@ class Visitor:
             await asyncio.sleep(interval)
             if not wanted():
                 return
-            runs, full, began = self._fragment_runs, self._full, time.monotonic()
-            await self._send({}, fragment)
-            await self.until(lambda runs=runs, full=full: (self._fragment_runs, self._full) != (runs, full))  # type: ignore[misc]
-            if self._fragment_runs > runs:
+            runs, full, began = self._parts[fragment], self._full, time.monotonic()
+            await self._send({}, fragment, itself=True)
+            await self.until(lambda runs=runs, full=full: (self._parts[fragment], self._full) != (runs, full))  # type: ignore[misc]
+            if self._parts[fragment] > runs:
                 self._note("poll", time.monotonic() - began)
 
 

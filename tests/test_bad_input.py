@@ -91,7 +91,7 @@ from editcore.home import new_session
 from editcore.records import EditRequest
 from tests import fake_engine, models
 from tests.test_history_page import brought, click, elsewhere, rows, two_edits
-from tests.test_page import HOSTILE, applied, checked, filled, fresh, opened, session_of, words
+from tests.test_page import HOSTILE, applied, checked, filled, fresh, opened, session_of, unfolded, words
 
 __all__ = ["fresh"]
 HERE = Path(__file__).parent
@@ -143,6 +143,8 @@ def everything(page) -> str:
 def test_markup_stays_text_on_every_page_and_beside_every_file(target):
     page = applied(filled(opened(steps=1), HOSTILE, target))
     (row,) = rows(page)
+    folds = ("settings", "checks", "reads", "scores", "answers", "continuations", "how", "health")
+    page = unfolded(page, f"menu:{row.edit}", "take-away", *(f"fold:{name}" for name in folds))
     next(t for t in page.text_input if t.key.startswith(f"note:{row.edit}")).set_value(HOSTILE)
     page = brought(checked(page.run()), f"{HOSTILE.replace('/', '')}.csv", f"prompt,target_new\n{HOSTILE},".encode())
     shown = everything(page)

@@ -25,7 +25,7 @@ from editcore.records import EditReport, EditRequest, Probe, from_plain, to_plai
 from tests import chats, fake_engine, models
 from tests.chats import BROKEN, STYLES, TURNS
 from tests.test_cli import run
-from tests.test_page import applied, checked, filled, fresh, opened, session_of, words
+from tests.test_page import applied, checked, filled, fresh, opened, session_of, unfolded, words
 
 __all__ = ["fresh", "run"]
 NASTY = (
@@ -396,7 +396,7 @@ def switch(page):
 
 
 def test_a_model_with_a_template_shows_the_switch_and_starts_as_a_chat():
-    page = filled(opened(steps=1, chat=True))
+    page = unfolded(filled(opened(steps=1, chat=True)), "fold:reads")
     assert switch(page)[0].value == "chat"
     assert fake_engine.TURN.partition("{}")[0].replace("\n", "⏎\n") in page.code[0].value
     applied(page)
@@ -406,7 +406,7 @@ def test_a_model_with_a_template_shows_the_switch_and_starts_as_a_chat():
 
 
 def test_the_switch_to_raw_text_changes_what_is_asked_shown_and_edited():
-    page = filled(opened(steps=1, chat=True))
+    page = unfolded(filled(opened(steps=1, chat=True)), "fold:reads")
     switch(page)[0].set_value("raw")
     page = checked(page.run())
     assert "<|im_start|>" not in page.code[0].value and f"{fake_engine.PM}▏·Boris Johnson" == page.code[0].value
@@ -418,7 +418,7 @@ def test_the_switch_to_raw_text_changes_what_is_asked_shown_and_edited():
 
 
 def test_a_model_without_a_template_shows_no_switch_and_is_edited_raw():
-    page = filled(opened(steps=1))
+    page = unfolded(filled(opened(steps=1)), "fold:reads")
     assert not switch(page) and "<|im_start|>" not in page.code[0].value
     page = applied(page)
     assert fake_engine.current().submitted[0][0].form == "raw" and "The same as" not in words(page)

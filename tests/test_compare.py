@@ -15,7 +15,7 @@ from editcore.intervals import wilson
 from editcore.records import EditRequest, Outcome
 from tests import fake_engine
 from tests.fake_engine import METHODS, PM, make_report, suggestions
-from tests.test_page import HOSTILE, applied, checked, filled, fresh, keys, opened, session_of, words
+from tests.test_page import HOSTILE, applied, checked, filled, fresh, keys, opened, session_of, unfolded, words
 
 __all__ = ["fresh"]  # a fixture every test here uses
 NAMES = [m.name for m in METHODS]
@@ -138,7 +138,7 @@ def test_the_time_it_takes_is_told_when_every_method_has_run_before():
 
 
 def test_settings_changed_on_the_other_page_are_used_when_asked_for():
-    page = filled(opened(steps=1))
+    page = unfolded(filled(opened(steps=1)), "fold:settings")
     page.number_input(key="set:rome:steps").set_value(7)
     page = chosen(turned(checked(page.run())), "rome", "ft")
     page.button(key="compare").click()
@@ -250,7 +250,7 @@ def test_a_method_that_fails_says_why_and_stops_nobody():
 
 
 def test_every_picture_has_its_table_and_its_files():
-    page = compared_page()
+    page = unfolded(compared_page(), "fold:points", "fold:lanes")
     assert len(page.get("plotly_chart")) == 2
     found = {b.key for b in page.get("download_button")}
     names = ("comparison", "generality-locality", "probes-by-method")

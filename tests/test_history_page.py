@@ -14,7 +14,7 @@ from editcore.home import new_session
 from editcore.records import EditRequest
 from tests import fake_engine
 from tests.fake_engine import PM
-from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, words
+from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, unfolded, words
 
 __all__ = ["fresh"]
 HAMLET = "Who wrote Hamlet?"
@@ -74,6 +74,7 @@ def test_switching_an_edit_off_and_taking_that_back():
 
 def test_an_edit_can_be_weakened_noted_moved_and_removed():
     page, (first, second) = two_edits()
+    page = unfolded(page, f"menu:{first}", f"menu:{second}")
     next(s for s in page.slider if s.key.startswith(f"strength:{first}")).set_value(50)
     page = checked(page.run())
     assert rows(page)[0].strength == 0.5 and "at 50" in words(page)
@@ -88,6 +89,7 @@ def test_an_edit_can_be_weakened_noted_moved_and_removed():
 
 def test_a_slider_can_be_moved_again_and_follows_undo():
     page, (first, _) = two_edits()
+    page = unfolded(page, f"menu:{first}")
 
     def slider(page):
         return next(s for s in page.slider if s.key.startswith(f"strength:{first}"))
@@ -120,6 +122,7 @@ def three_edits_on_other_ground():
 
 def test_before_computing_again_the_page_says_which_edits_that_makes_anew():
     page, (_, second, third) = three_edits_on_other_ground()
+    page = unfolded(page, f"menu:{third}")
     assert page.button(key=f"again:{second}").label == "Compute #2 and #3 again"
     assert page.button(key=f"again:{third}").label == "Compute #3 again"
     assert "Makes #2 and #3 anew" in page.button(key=f"again:{second}").help
@@ -148,7 +151,7 @@ def test_undoing_everything_shows_the_base_model_again():
 
 def test_a_chosen_edit_is_shown_until_the_next_is_applied():
     page, (first, _) = two_edits()
-    page = click(page, f"show:{first}")
+    page = click(unfolded(page, f"menu:{first}"), f"show:{first}")
     assert "Boris Johnson" in page.subheader[0].value
     page = applied(filled(page, "What is the capital of Australia?", "Sydney"))
     assert "Sydney" in page.subheader[0].value
@@ -184,13 +187,13 @@ def test_nothing_can_be_changed_while_an_edit_runs():
 
 def test_the_history_stands_beside_the_comparison_too():
     page, (first, _) = two_edits()
-    page = elsewhere(page, "compare")
+    page = unfolded(elsewhere(page, "compare"), f"menu:{first}")
     assert "**#1** Boris Johnson" in [t.label for t in page.toggle if t.key.startswith("on:")]
     assert f"remove:{first}" in keys(page)
 
 
 def test_a_healthy_model_gets_a_chart_and_no_warning():
-    page, _ = two_edits()
+    page = unfolded(two_edits()[0], "fold:health")
     assert "2 of 2 edits hold now" in words(page) and not page.warning
 
 
@@ -207,12 +210,12 @@ def test_a_model_that_gets_worse_is_warned_of_with_the_edit_that_started_it():
 
 @pytest.mark.parametrize(("form", "title"), [("patch", "Patch"), ("peft", "LoRA adapter"), ("merged", "Whole model")])
 def test_an_export_becomes_a_file_to_save(form, title):
-    page = click(two_edits()[0], f"export:{form}")
+    page = click(unfolded(two_edits()[0], "take-away"), f"export:{form}")
     assert f"{title}: save the file" in [b.label for b in page.get("download_button")]
 
 
 def test_a_report_can_be_saved_in_three_forms():
-    labels = [b.label for b in two_edits()[0].get("download_button")]
+    labels = [b.label for b in unfolded(two_edits()[0], "take-away").get("download_button")]
     assert {"HTML", "JSON", "CSV"} <= set(labels)
 
 

@@ -54,6 +54,13 @@ def checked(page: AppTest) -> AppTest:
     return page
 
 
+def unfolded(page: AppTest, *keys: str) -> AppTest:
+    """With these expanders and popovers open, by key."""
+    for key in keys:
+        page.session_state[key] = True
+    return checked(page.run())
+
+
 def filled(page: AppTest, prompt: str = PM, target: str = "Boris Johnson") -> AppTest:
     page.text_input(key=state.PROMPT).set_value(prompt)
     page.text_input(key=state.TARGET).set_value(target)
@@ -205,7 +212,7 @@ def state_of(page: AppTest, name: str):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_the_settings_form_is_made_from_the_methods_fields(method):
-    page = opened(steps=1)
+    page = unfolded(opened(steps=1), "fold:settings")
     page.pills(key=state.METHOD).set_value(method.name)
     checked(page.run())
     for setting in method.settings:
@@ -218,7 +225,7 @@ def test_the_settings_form_is_made_from_the_methods_fields(method):
 
 
 def test_the_published_settings_are_one_click_away_and_so_is_the_way_back():
-    page = opened(steps=1)
+    page = unfolded(opened(steps=1), "fold:settings")
     page.pills(key=state.METHOD).set_value("rome")
     page = checked(page.run())
     checked(page.button(key="preset:rome:As published").click().run())
@@ -229,10 +236,12 @@ def test_the_published_settings_are_one_click_away_and_so_is_the_way_back():
     assert "preset:ft:As published" not in keys(checked(page.run()))
 
 
-def test_a_changed_setting_reaches_the_engine_and_survives_a_look_at_another_method():
-    page = opened(steps=1)
+@pytest.mark.parametrize("stays_open", [True, False])
+def test_a_changed_setting_reaches_the_engine_and_survives_a_look_at_another_method(stays_open):
+    page = unfolded(opened(steps=1), "fold:settings")
     page.number_input(key="set:rome:steps").set_value(7)
     page = checked(page.run())
+    page.session_state["fold:settings"] = stays_open
     page.pills(key=state.METHOD).set_value("ft")
     page = checked(page.run())
     page.pills(key=state.METHOD).set_value("rome")
@@ -289,7 +298,7 @@ def test_changed_words_of_every_continuation_are_marked():
 
 
 def test_every_chart_has_a_download_of_its_table():
-    page = applied(filled(opened(steps=1)))
+    page = unfolded(applied(filled(opened(steps=1))), "fold:scores", "fold:answers", "fold:continuations", "fold:how")
     found = {b.key for b in page.get("download_button")}
     assert {f"{n}-{k}" for n in ("scores", "answers", "next-tokens", "continuations") for k in ("csv", "json")} <= found
 

@@ -11,7 +11,20 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from dashboard import answers, charts, compared, forms, frame, history, request, resources, results, state, takeaway
+from dashboard import (
+    answers,
+    charts,
+    compared,
+    fold,
+    forms,
+    frame,
+    history,
+    request,
+    resources,
+    results,
+    state,
+    takeaway,
+)
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
@@ -347,9 +360,9 @@ def pictures(job: JobState) -> None:
                        "counted; few prompts make wide bars.")  # fmt: skip
             st.plotly_chart(charts.scatter(points), key="scatter", config=results.CHART,
                             alt="Generality against locality, one mark a method")  # fmt: skip
-            with st.expander("Table behind this chart"):
-                shares = [f"{s}{p}" for s in ("generality", "locality") for p in ("", "_low", "_high")]
-                results.table(points, "generality-locality", results.shares("reliability", *shares))
+            shares = [f"{s}{p}" for s in ("generality", "locality") for p in ("", "_low", "_high")]
+            fold.drawn("Table behind this chart", "points", lambda: results.table(
+                points, "generality-locality", results.shares("reliability", *shares)))  # fmt: skip
         else:
             st.caption("Without paraphrases and unrelated prompts there is nothing to draw here.")
     with right:
@@ -361,8 +374,8 @@ def pictures(job: JobState) -> None:
             charts.multiples(lanes), key="multiples", config=results.CHART,
             alt="Probability of the right answer before and after, every prompt under every method",
         )  # fmt: skip
-        with st.expander("Table behind this chart"):
-            results.table(lanes, "probes-by-method", results.shares("before", "after"))
+        fold.drawn("Table behind this chart", "lanes", lambda: results.table(
+            lanes, "probes-by-method", results.shares("before", "after")))  # fmt: skip
 
 
 def picked(page: Frame, job: JobState) -> None:

@@ -15,6 +15,7 @@ from dashboard import (
     answers,
     ask,
     beliefs,
+    fold,
     forms,
     frame,
     history,
@@ -64,8 +65,9 @@ def form(page: Frame) -> Frame:
     """Prompt, answer, subject, method, settings, checks, what will happen, Apply; returns what the click made of it."""
     prompt, target, subject, form = request.fields(page)
     method = forms.method_choice(resources.methods())
-    with st.expander(f"Settings of {plain(method.title)}"):
-        settings = forms.settings_form(method)
+    box = fold.box(f"Settings of {plain(method.title)}", "settings")
+    with box:
+        settings = forms.settings_form(method) if box.open else forms.settings_of(method)
         corner = st.container()
     request.error_beside("settings")
     paraphrases, probes = request.checks(prompt, target)
@@ -174,17 +176,16 @@ def _plan(plan: Preflight) -> str:
     for line in (*plan.warnings, *((plan.prepare,) if plan.prepare else ())):
         st.caption(f":material/info: {message(line)}")
     if plan.text:
-        _reads(plan)
+        fold.drawn("What the model reads", "reads", lambda: _reads(plan))
     return ""
 
 
 def _reads(plan: Preflight) -> None:
     """The exact text in front of the model, and every token of a long answer."""
-    with st.expander("What the model reads"):
-        st.code(reading(plan.text, plan.answer), language=None, wrap_lines=True)
-        st.caption("▏is where the answer begins, · a space in front of it, ⏎ a line end.")
-        if len(plan.target_tokens) > _TOKENS_SHOWN:
-            st.markdown(f"The {len(plan.target_tokens)} tokens of the answer: {_tokens(plan.target_tokens)}")
+    st.code(reading(plan.text, plan.answer), language=None, wrap_lines=True)
+    st.caption("▏is where the answer begins, · a space in front of it, ⏎ a line end.")
+    if len(plan.target_tokens) > _TOKENS_SHOWN:
+        st.markdown(f"The {len(plan.target_tokens)} tokens of the answer: {_tokens(plan.target_tokens)}")
 
 
 def _tokens(tokens: Sequence[str]) -> str:
@@ -223,8 +224,12 @@ def apply(page: Frame, wanted: EditRequest, method: MethodInfo, settings: dict[s
 # The right side: what is going on, what came out, what the model believes.
 
 
+@st.fragment
 def pane(page: Frame) -> None:
-    """Progress and result, the facts the model knows, or a question to it."""
+    """Progress and result, the facts the model knows, or a question to it; what is clicked there redraws only this."""
+    alone = answers.begin_part()
+    if alone:
+        page = frame.still(page)
     health, view, busy = page.health, page.view, page.running is not None
     embedded = health.model.embedded if health.model else resources.model_name() == WORLD_NAME
     names = [state.RESULT, *([state.BELIEFS] if embedded else []), state.ASK]
@@ -239,6 +244,8 @@ def pane(page: Frame) -> None:
         if tab.open:
             with tab:
                 drawn[name]()
+    if alone:
+        frame.await_answers("view")
 
 
 def outcome(page: Frame) -> None:
