@@ -12,6 +12,7 @@ from editcore.engine.sessions import StoredSessions, to_be_noted
 from editcore.errors import EngineError
 from editcore.home import new_session
 from editcore.records import EditRequest
+from editcore.store.library import LOCAL
 from tests import fake_engine
 from tests.fake_engine import PM
 from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, unfolded, words
@@ -264,7 +265,7 @@ def test_a_list_with_a_mistake_names_it_and_cannot_be_applied():
 def test_sessions_are_listed_named_copied_deleted_and_taken_back():
     page, _ = two_edits()
     session = session_of(page)
-    page = elsewhere(page, "sessions")
+    page = unfolded(elsewhere(page, "sessions"), f"menu:{session}")
     assert "**Boris Johnson\\, Mark Twain**" in words(page) and "2 edits on world\\-2019" in words(page)
     next(t for t in page.text_input if t.key.startswith(f"name:{session}")).set_value("Demo")
     page = checked(page.run())
@@ -274,6 +275,23 @@ def test_sessions_are_listed_named_copied_deleted_and_taken_back():
     page = click(page, f"delete:{session}")
     assert "**Demo**" not in words(page) and f"back:{session}" in keys(page)
     assert "**Demo**" in words(click(page, f"back:{session}"))
+
+
+def test_a_long_list_of_sessions_is_shown_a_part_at_a_time_and_all_of_it_when_asked():
+    page = opened(steps=1)
+    library = fake_engine.current().sessions.library
+    for number in range(30):
+        session = new_session()
+        library.keep_draft(session, LOCAL, {})
+        library.rename(session, f"Session {number}")
+
+    def listed(page):
+        return {key for key in keys(page) if key.startswith("open:")}
+
+    page = elsewhere(page, "sessions")
+    assert len(listed(page)) == 25
+    page = click(page, "more")
+    assert len(listed(page)) == 30 and "more" not in keys(page)
 
 
 def test_no_sessions_yet_says_what_to_do():

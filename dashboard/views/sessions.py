@@ -15,6 +15,8 @@ from editcore.home import new_session
 from editcore.settings import chosen
 from editcore.store import Listed
 
+PAGE, SHOWN = 25, "_sessions_shown"  # sessions listed at a time, and how many are
+
 
 def main() -> None:
     """The list, then the bin."""
@@ -33,11 +35,15 @@ def main() -> None:
         f"A session with edits stays until you delete it; a deleted one can be taken back for {kept.bin_days} days. "
         f"One without an edit goes {kept.empty_days} days after its last use."
     )
-    found = library.sessions(owner)
+    shown = int(state.value(SHOWN, PAGE))
+    found = library.sessions(owner, most=shown + 1)
     if not found:
         st.info("No session holds an edit yet. Apply one on the page Edit, and its session appears here.")
-    for listed in found:
+    for listed in found[:shown]:
         row(listed, session)
+    if len(found) > shown:
+        st.button("Show more", key="more", type="tertiary", icon=":material/expand_more:",
+                  on_click=state.set_widget, args=(SHOWN, shown + PAGE))  # fmt: skip
     binned = library.sessions(owner, deleted=True)
     if binned:
         with st.expander(f"Deleted: {counted(len(binned), 'session')}"):
@@ -50,7 +56,6 @@ def main() -> None:
 
 def row(listed: Listed, here: str) -> None:
     """One session with what can be done to it."""
-    library = resources.library()
     line: Any = {"horizontal": True, "vertical_alignment": "center", "gap": "small"}
     with st.container(border=True, key=f"session:{listed.session}", **line):
         with st.container(width="stretch", gap=None):
@@ -60,15 +65,23 @@ def row(listed: Listed, here: str) -> None:
             st.caption(f"{counted(listed.edits, 'edit')} on {plain(listed.model)}, changed {ago} ago")
         if st.button("Open", key=f"open:{listed.session}", icon=":material/open_in_new:"):
             go(listed.session)
-        with st.popover("", icon=":material/more_horiz:", type="tertiary", help="Rename, copy, delete"):
-            name = f"name:{listed.session}:{listed.name}"
-            st.text_input("Name", listed.name, key=name, max_chars=120, on_change=attempt,
-                          args=(lambda: library.rename(listed.session, state.text(name)),))  # fmt: skip
-            st.button("Copy", key=f"copy:{listed.session}", icon=":material/content_copy:", width="stretch",
-                      on_click=attempt, args=(lambda: library.duplicate(listed.session), "Copied."))  # fmt: skip
-            st.button("Delete", key=f"delete:{listed.session}", icon=":material/delete:", width="stretch",
-                      on_click=attempt, args=(lambda: library.delete(listed.session),
-                                              "Deleted. It can be taken back below."))  # fmt: skip
+        box = st.popover("", icon=":material/more_horiz:", type="tertiary", key=f"menu:{listed.session}",
+                         on_change="rerun", help="Rename, copy, delete")  # fmt: skip
+        if box.open:
+            with box:
+                menu(listed)
+
+
+def menu(listed: Listed) -> None:
+    """What else can be done to a session."""
+    library, name = resources.library(), f"name:{listed.session}:{listed.name}"
+    st.text_input("Name", listed.name, key=name, max_chars=120, on_change=attempt,
+                  args=(lambda: library.rename(listed.session, state.text(name)),))  # fmt: skip
+    st.button("Copy", key=f"copy:{listed.session}", icon=":material/content_copy:", width="stretch",
+              on_click=attempt, args=(lambda: library.duplicate(listed.session), "Copied."))  # fmt: skip
+    st.button("Delete", key=f"delete:{listed.session}", icon=":material/delete:", width="stretch",
+              on_click=attempt, args=(lambda: library.delete(listed.session),
+                                      "Deleted. It can be taken back below."))  # fmt: skip
 
 
 def attempt(act: Callable[[], object], done: str = "") -> None:
