@@ -24,6 +24,7 @@ class Made:
 
         Args:
             record: is told from others by identity, so that nothing of it has to be read.
+            make: no pandas frame: one notes every look at its columns, and would grow with each.
         """
         with self._lock:
             found = self._by_record.get(id(record))

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 THREADS = 32  # each does nothing but wait
-KEPT = 2000  # answers that hold for everybody, and places that are waited for
+KEPT = 2000  # answers that hold for everybody
+PLACES = 500  # that are waited for; who has left does not come for an answer
 
 
 class Questions:
@@ -42,7 +43,7 @@ class Questions:
                     answer.cancel()
                 answer = self._pool.submit(make)
                 self._asked[place] = (what, answer)
-                _shorten(self._asked)
+                _shorten(self._asked, PLACES)
         wait([answer], max(0.0, seconds))
         if answer.done():
             self._hand_out(place, what, answer, lasting)
@@ -54,7 +55,7 @@ class Questions:
                 del self._asked[place]
             if lasting and not answer.cancelled() and answer.exception() is None:
                 self._lasting[what] = answer.result()
-                _shorten(self._lasting)
+                _shorten(self._lasting, KEPT)
 
     def answered(self, place: str) -> bool:
         """True when the answer at this place has come, or nothing is asked there any more."""
@@ -67,6 +68,6 @@ class Questions:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _shorten(kept: OrderedDict[str, Any]) -> None:
-    while len(kept) > KEPT:
+def _shorten(kept: OrderedDict[str, Any], most: int) -> None:
+    while len(kept) > most:
         kept.popitem(last=False)

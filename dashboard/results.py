@@ -56,11 +56,14 @@ def fetch_ahead() -> None:
     """Draws nothing, so that the browser has fetched what draws charts (5 MB) before the first one is wanted."""
     with st.container(key="ahead"):
         st.html("<style>.st-key-ahead { display: none; }</style>")
-        st.plotly_chart(_dumbbell(tables.NO_SHIFTS, "mean"), key="nothing", config=CHART)
+        st.plotly_chart(
+            resources.made().of(tables.NO_SHIFTS, "mean", lambda: Picture(charts.dumbbell(tables.NO_SHIFTS))),
+            key="nothing", config=CHART,
+        )  # fmt: skip
 
 
-def _dumbbell(frame: pd.DataFrame, measure: str) -> Picture:
-    return resources.made().of(frame, measure, lambda: Picture(charts.dumbbell(frame, measure)))
+def _any_held_out(report: EditReport) -> bool:
+    return any(result.probe.held_out for result in report.probes)
 
 
 def _without_verdict(report: EditReport) -> str:
@@ -95,15 +98,16 @@ def _answers(report: EditReport) -> None:
         "Probability", list(_MEASURES), key="measure", format_func=_MEASURES.__getitem__, default="mean",
         required=True, label_visibility="collapsed", persist_state="session",
     )  # fmt: skip
-    frame = resources.made().of(report, "shifts", lambda: tables.shifts(report))
-    held = " ◆ marks wordings the model never saw with this fact." if frame["held_out"].any() else ""
+    held = " ◆ marks wordings the model never saw with this fact." if _any_held_out(report) else ""
     st.caption(f"{_EXPLAINED[measure]} ○ before, ● after.{held}")
     st.plotly_chart(
-        _dumbbell(frame, measure), key="dumbbell", config=CHART,
+        resources.made().of(report, measure, lambda: Picture(charts.dumbbell(tables.shifts(report), measure))),
+        key="dumbbell", config=CHART,
         alt="Probability of the corrected and the old answer before and after the edit, for every prompt",
     )  # fmt: skip
     shown_as = shares("before", "after", "before_joint", "after_joint")
-    fold.drawn("Table behind this chart", "answers", lambda: table(frame.drop(columns="index"), "answers", shown_as))
+    fold.drawn("Table behind this chart", "answers",
+               lambda: table(tables.shifts(report).drop(columns="index"), "answers", shown_as))  # fmt: skip
 
 
 def _next_tokens(report: EditReport) -> None:
@@ -114,7 +118,7 @@ def _next_tokens(report: EditReport) -> None:
         label_visibility="collapsed",
     )  # fmt: skip
     result: ProbeResult = results[index if index is not None and index < len(results) else 0]
-    frame = resources.made().of(report, f"next {index}", lambda: tables.next_tokens(result))
+    frame = tables.next_tokens(result)
     st.dataframe(
         frame, hide_index=True, row_height=30, key="tokens", placeholder="n/a",
         alt="Most likely next tokens before and after the edit",
@@ -130,18 +134,19 @@ def _next_tokens(report: EditReport) -> None:
 
 def _continuations(report: EditReport) -> None:
     st.markdown("##### What it writes on its own")
-    frame = resources.made().of(report, "continuations", lambda: tables.continuations(report))
-    same = int((~frame["changed"]).sum())
+    lines = resources.made().of(report, "lines", lambda: _lines(tables.continuations(report)))
+    same = sum(words.startswith("=") for _, words in lines)
     with st.container(key="continuations", gap="small"):
-        for head, words in resources.made().of(report, "words", lambda: _in_words(frame)):
+        for head, words in lines:
             with st.container(gap=None):
                 st.caption(head)
                 st.markdown(words)
-    st.caption(f"○ before, ● after, = unchanged ({same} of {len(frame)}). Changed words are marked.")
-    fold.drawn("Table behind the continuations", "continuations", lambda: table(frame, "continuations"))
+    st.caption(f"○ before, ● after, = unchanged ({same} of {len(lines)}). Changed words are marked.")
+    fold.drawn("Table behind the continuations", "continuations",
+               lambda: table(tables.continuations(report), "continuations"))  # fmt: skip
 
 
-def _in_words(frame: pd.DataFrame) -> list[tuple[str, str]]:
+def _lines(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """Of every prompt: what it is, and what was written before and after."""
     found = []
     for row in frame.to_dict("records"):
