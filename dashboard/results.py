@@ -114,8 +114,8 @@ def _next_tokens(report: EditReport) -> None:
     st.markdown("##### What comes next, token by token")
     results = tables.ordered(report.probes)
     index = st.selectbox(
-        "Prompt", range(len(results)), key="token_prompt", format_func=lambda i: visible(results[i].probe.prompt),
-        label_visibility="collapsed",
+        "Which prompt to look at", range(len(results)), key="token_prompt", label_visibility="collapsed",
+        format_func=lambda i: visible(results[i].probe.prompt),
     )  # fmt: skip
     result: ProbeResult = results[index if index is not None and index < len(results) else 0]
     frame = tables.next_tokens(result)
