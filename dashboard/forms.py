@@ -8,22 +8,28 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import answers, state
+from dashboard import state
 from dashboard.text import plain
 from editcore.records import MethodInfo, SettingInfo
 
 _PER_ROW = 2
+_FIRST = (state.DEFAULT_METHOD, "ft-l", "ft")  # the first that this model can be edited with is chosen to start with
+_CHOSEN = "_chose_method"  # known once a person has clicked on a method
 
 
-def method_choice(methods: Sequence[MethodInfo]) -> MethodInfo:
-    """All methods by name, and in one plain sentence what the chosen one does."""
-    names = [m.name for m in methods]
-    if state.value(state.METHOD) not in names:
-        state.set_widget(state.METHOD, state.DEFAULT_METHOD if state.DEFAULT_METHOD in names else names[0])
-    by_name, out = {m.name: m for m in methods}, answers.refused(names)
+def method_choice(methods: Sequence[MethodInfo], out: Mapping[str, str]) -> MethodInfo:
+    """All methods by name, and in one plain sentence what the chosen one does.
+
+    Args:
+        out: methods that cannot run on this model, and why; none of them is where a person starts.
+    """
+    names, current = [m.name for m in methods], state.value(state.METHOD)
+    if current not in names or (current in out and current == state.DEFAULT_METHOD and not state.known(_CHOSEN)):
+        state.set_widget(state.METHOD, next((n for n in (*_FIRST, *names) if n in names and n not in out), names[0]))
+    by_name = {m.name: m for m in methods}
     chosen = st.pills(
         "Method", names, key=state.METHOD, format_func=lambda n: label(by_name[n], out), required=True, wrap=True,
-        persist_state="session",
+        persist_state="session", on_change=state.set_widget, args=(_CHOSEN, True),
         help="  \n".join(f"**{plain(m.title)}**: {plain(m.sentence)}" for m in methods),
     )  # fmt: skip
     st.caption(plain(by_name[chosen].sentence))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
@@ -12,9 +14,10 @@ from dashboard.frame import Frame
 from dashboard.text import message, percent, plain
 from editcore.errors import EditcoreError
 from editcore.gate import check_request
-from editcore.records import FORMS, EditRequest, Form, ModelInfo, Probe, from_plain
+from editcore.records import FORMS, EditRequest, Form, ModelInfo, Probe, from_plain, to_plain
 from editcore.settings import chosen
 
+_SAMPLE = EditRequest("The capital of France is", "Rome", "France")
 _FORM_LABELS: dict[Form, str] = {"chat": "As a chat", "raw": "Raw text"}
 _SENDERS = ("apply", "compare")  # buttons that are drawn by `sender`
 _BESIDE = {"SubjectNotFound": "subject", "BadSetting": "settings", "UnknownMethod": "settings", "BadRequest": "prompt"}
@@ -75,6 +78,15 @@ def fields(page: Frame, across: bool = False) -> tuple[str, str, str | None, For
         ).strip()  # fmt: skip
         error_beside("subject")
     return prompt, target, subject or None, form
+
+
+def unsuited(names: Sequence[str], page: Frame) -> dict[str, str]:
+    """Why methods cannot run on this model or do not fit; nothing, while the engine cannot be asked."""
+    if answers.remembered(answers.USABLE, names) is None and page.can_ask:
+        ask, asked = resources.engine().ask, {"request": to_plain(_SAMPLE), "methods": [[name, {}] for name in names]}
+        with suppress(EditcoreError):
+            answers.asked(answers.USABLE, names, lambda: ask("outlook", resources.PATIENCE, **asked))
+    return answers.refused(names)
 
 
 def read_as(model: ModelInfo | None, key: str, usual: Form = "chat") -> Form:

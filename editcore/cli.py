@@ -259,14 +259,25 @@ def bench(
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
+def methods(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Say which cannot edit this one, and why.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Lists the methods with their settings."""
     from editcore.engine.menu import method_menu
 
+    menu, unsuited = method_menu(model or ""), {}
+    if model:
+        from editcore.methods import why_not
+
+        unsuited = why_not(open_model(model))
     if as_json:
-        return show_json([to_plain(m) for m in method_menu()])
-    for m in method_menu():
+        extra = {m.name: {"problem": unsuited.get(m.name, "")} if model else {} for m in menu}
+        return show_json([{**to_plain(m), **extra[m.name]} for m in menu])
+    for m in menu:
         out.print(f"{m.name}  {m.title}: {m.sentence}", markup=False, highlight=False, style="bold")
+        if m.name in unsuited:
+            out.print(f"   {unsuited[m.name]}", markup=False, highlight=False, style="yellow")
         needs = ", ".join(m.needs) or "nothing else"
         out.print(f"   {m.paper}; needs {needs}", markup=False, highlight=False)
         for s in m.settings:

@@ -11,7 +11,7 @@ import pytest
 
 from editcore import cli, opening
 from editcore.methods import METHODS
-from tests import models
+from tests import models, pairs
 
 ROOT = Path(__file__).parents[1]
 EDIT = ("edit", "--method", "ft", "--set", "steps=2", "-p", "The capital of Poland is", "-t", "Łódź")
@@ -191,6 +191,14 @@ def test_methods_lists_the_menu_with_every_setting(run):
     code, text, _ = run("methods", "--json")
     assert code == 0 and [m["name"] for m in json.loads(text)] == [m.name for m in METHODS]
     assert all(s["help"] for m in json.loads(text) for s in m["settings"])
+
+
+def test_methods_says_which_of_them_cannot_edit_a_model_and_why(run, monkeypatch):
+    monkeypatch.setattr(opening, "load", lambda name, **options: pairs.handle("t5"))
+    code, text, _ = run("methods", "--model", "t5", "--json")
+    problems = {m["name"]: m["problem"] for m in json.loads(text)}
+    assert code == 0 and "encoder-decoder" in problems["rome"] and not problems["ft"]
+    assert "it is an encoder-decoder" in run("methods", "--model", "t5")[1]
 
 
 def test_doctor_answers(run):

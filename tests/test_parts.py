@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dashboard import frame, resources
+from dashboard import frame, resources, state
 from editcore.home import new_session
 from editcore.records import EditRequest
 from tests import fake_engine
@@ -61,3 +61,11 @@ def test_the_rows_of_closed_tables_are_those_that_are_checked():
         asked.append(fake_engine.current().submitted[0][0])
     closed, shown = asked
     assert closed.paraphrases and closed.probes and closed == shown
+
+
+def test_a_person_starts_with_a_method_the_model_can_be_edited_with_and_keeps_what_was_clicked():
+    cannot = {"rome": {"problem": "ROME cannot edit it: it is an encoder-decoder."}}
+    page = checked(opened(steps=1, embedded=False, outlooks=cannot).run())
+    assert page.pills(key=state.METHOD).value == "ft-l"
+    page.pills(key=state.METHOD).set_value("rome")
+    assert checked(checked(page.run()).run()).pills(key=state.METHOD).value == "rome"

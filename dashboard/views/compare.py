@@ -35,7 +35,6 @@ from editcore.records import EditReport, EditRequest, MethodInfo, Outcome, to_pl
 POLL = 0.3  # seconds between two looks at a running comparison
 PREFERRED = ("ft", "ft-l", "ft-replay", "enn", "mend", "rome")  # one example, bounded, replayed, learned, located
 MOST_CHOSEN = 6  # methods chosen to start with
-_SAMPLE = EditRequest("The capital of France is", "Rome", "France")
 
 
 def main() -> None:
@@ -80,7 +79,7 @@ def choice(methods: Sequence[MethodInfo], page: Frame) -> list[tuple[str, dict[s
     """The chosen methods in the order of the menu, with the settings that are not left to the model."""
     names = [m.name for m in methods]
     proposing = not state.known(state.METHODS) or state.value(state.METHODS) == state.value("_proposed_methods")
-    out = problems(names, page) if proposing else answers.refused(names)
+    out = request.unsuited(names, page) if proposing else answers.refused(names)
     if proposing:
         state.leave("proposed_methods", default_methods([n for n in names if n not in out]))
         state.set_widget(state.METHODS, state.value("_proposed_methods"))
@@ -104,15 +103,6 @@ def choice(methods: Sequence[MethodInfo], page: Frame) -> list[tuple[str, dict[s
         persist_state="session", help="Off: the settings that suit this model.",
     )  # fmt: skip
     return [(m.name, own.get(m.name, {}) if used else {}) for m in picked]
-
-
-def problems(names: Sequence[str], page: Frame) -> dict[str, str]:
-    """Why methods cannot run on this model or do not fit; nothing, while the engine cannot be asked."""
-    if answers.remembered(answers.USABLE, names) is None and page.can_ask:
-        ask, asked = resources.engine().ask, {"request": to_plain(_SAMPLE), "methods": [[name, {}] for name in names]}
-        with contextlib.suppress(EditcoreError):
-            answers.asked(answers.USABLE, names, lambda: ask("outlook", resources.PATIENCE, **asked))
-    return answers.refused(names)
 
 
 def default_methods(names: Sequence[str]) -> list[str]:

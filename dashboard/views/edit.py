@@ -64,7 +64,10 @@ def main() -> None:
 def form(page: Frame) -> Frame:
     """Prompt, answer, subject, method, settings, checks, what will happen, Apply; returns what the click made of it."""
     prompt, target, subject, form = request.fields(page)
-    method = forms.method_choice(resources.methods())
+    methods, model = resources.methods(), page.health.model
+    known = model is None or model.embedded  # which every method can edit
+    names = [m.name for m in methods]
+    method = forms.method_choice(methods, answers.refused(names) if known else request.unsuited(names, page))
     box = fold.box(f"Settings of {plain(method.title)}", "settings")
     with box:
         settings = forms.settings_form(method) if box.open else forms.settings_of(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editcore.errors import BadSetting, UnknownMethod, Unsuited
+from editcore.errors import BadSetting, EditcoreError, UnknownMethod, Unsuited
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Work, checked, describe
 from editcore.methods.alphaedit import AlphaEdit
@@ -84,6 +84,17 @@ def check_suited(method: type[Method], handle: Handle) -> None:
         raise Unsuited(
             f"{method.title} cannot edit {handle.name}: it is an encoder-decoder.", method.one_stack, f"Use {others}."
         )
+
+
+def why_not(handle: Handle) -> dict[str, str]:
+    """Of the methods that cannot edit this model, the reason."""
+    found = {}
+    for method in METHODS:
+        try:
+            prepare_method(method.name, handle)
+        except EditcoreError as error:
+            found[method.name] = str(error)
+    return found
 
 
 def prepare_method(name: str, handle: Handle, values: Mapping[str, Any] | None = None) -> Method:
