@@ -26,6 +26,7 @@ from dashboard import (
     takeaway,
 )
 from dashboard.frame import Frame
+from dashboard.made import Picture
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.engine.contract import JobState
 from editcore.errors import EditcoreError
@@ -341,31 +342,38 @@ def pictures(job: JobState) -> None:
     if not any(o.report for o in job.outcomes):
         return
     answering()
+    scattered, panels = answers.once("pictures", [job.job, len(job.outcomes)], lambda: _drawn(job))
     left, right = st.columns((5, 7), gap="large")
     with left:
         st.markdown("##### General and local?")
-        points = compared.points(job.outcomes, titles())
-        if len(points):
+        if scattered is not None:
             st.caption("The upper right corner is the place to be. Bars: 95 % intervals (Wilson) over the prompts "
                        "counted; few prompts make wide bars.")  # fmt: skip
-            st.plotly_chart(charts.scatter(points), key="scatter", config=results.CHART,
+            st.plotly_chart(scattered, key="scatter", config=results.CHART,
                             alt="Generality against locality, one mark a method")  # fmt: skip
             shares = [f"{s}{p}" for s in ("generality", "locality") for p in ("", "_low", "_high")]
             fold.drawn("Table behind this chart", "points", lambda: results.table(
-                points, "generality-locality", results.shares("reliability", *shares)))  # fmt: skip
+                compared.points(job.outcomes, titles()), "generality-locality", results.shares("reliability", *shares),
+            ))  # fmt: skip
         else:
             st.caption("Without paraphrases and unrelated prompts there is nothing to draw here.")
     with right:
         st.markdown("##### Every prompt, before and after")
-        lanes = compared.lanes(job.outcomes, titles())
         st.caption("How likely the answer is that should stand there: the corrected one for the edit and its "
                    "paraphrases, the one it had for unrelated prompts. Right is good. ○ before, ● after.")  # fmt: skip
         st.plotly_chart(
-            charts.multiples(lanes), key="multiples", config=results.CHART,
+            panels, key="multiples", config=results.CHART,
             alt="Probability of the right answer before and after, every prompt under every method",
         )  # fmt: skip
         fold.drawn("Table behind this chart", "lanes", lambda: results.table(
-            lanes, "probes-by-method", results.shares("before", "after")))  # fmt: skip
+            compared.lanes(job.outcomes, titles()), "probes-by-method", results.shares("before", "after"),
+        ))  # fmt: skip
+
+
+def _drawn(job: JobState) -> tuple[Picture | None, Picture]:
+    """Both charts; the first needs a paraphrase or an unrelated prompt."""
+    points, lanes = compared.points(job.outcomes, titles()), compared.lanes(job.outcomes, titles())
+    return Picture(charts.scatter(points)) if len(points) else None, Picture(charts.multiples(lanes))
 
 
 def picked(page: Frame, job: JobState) -> None:
