@@ -114,7 +114,10 @@ def _restore(draft: dict[str, Any]) -> None:
     st.session_state["_attempt"] = draft.get("attempt") or secrets.token_hex(8)
     for name, value in draft.get("settings", {}).items():
         st.session_state[name] = value
-    _restore_rows(draft.get("rows"))
+    if draft.get("rows"):
+        _restore_rows(draft["rows"])
+    else:
+        forget_rows()  # those of the session before
 
 
 def _restore_rows(rows: dict[str, Any] | None) -> None:

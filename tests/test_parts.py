@@ -69,3 +69,10 @@ def test_a_person_starts_with_a_method_the_model_can_be_edited_with_and_keeps_wh
     assert page.pills(key=state.METHOD).value == "ft-l"
     page.pills(key=state.METHOD).set_value("rome")
     assert checked(checked(page.run()).run()).pills(key=state.METHOD).value == "rome"
+
+
+def test_another_session_begins_without_the_rows_of_the_one_before():
+    page = filled(opened(steps=1))
+    assert any("6 paraphrases" in e.label or "4 paraphrases" in e.label for e in page.expander)
+    page.query_params["session"] = new_session()
+    assert any("0 paraphrases, 0 unrelated" in e.label for e in checked(page.run()).expander)
