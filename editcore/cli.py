@@ -83,6 +83,8 @@ def dashboard(
         *(f"--server.allowedHosts={name}" for name in ("localhost", "127.0.0.1", "::1", *limits.hosts)),
     ]  # fmt: skip
     os.chdir(settings)
+    # Every drawing is a thread of its own; the C library would keep a heap for each of many, and give none back.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     if os.name == "posix":  # the page takes this process's place, so a signal to it ends the page too
         os.execv(sys.executable, command)
     raise typer.Exit(subprocess.call(command))
