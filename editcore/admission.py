@@ -1,8 +1,9 @@
 """Which model a page may open: the embedded one, a hub id, or a folder within those allowed. Opens and loads nothing.
 
-Visitors never name a model. Whoever starts a page does, and may open any folder of his own machine; what reaches the
-page otherwise (the environment, a file) is held against the allow-list after every link in it has been followed. A
-refusal is the same whatever is on the disk, so that nobody can ask the disk by being refused.
+Whoever starts a page names its model, and may open any folder of his own machine; what reaches the page otherwise (the
+environment, a file, a name typed into a page that only this computer can open) is held against the allow-list after
+every link in it has been followed. Visitors from elsewhere never name one. Outside the allowed folders a refusal is the
+same whatever is on the disk, so that nobody can ask the disk by being refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from editcore import settings
 from editcore.assets import WORLD_NAME
 from editcore.errors import ModelError
 from editcore.home import home_dir
+from editcore.records import Opening
 from editcore.settings import Settings
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -37,12 +39,27 @@ def admitted(name: str, limits: Settings) -> str:
     if folder is None:
         if HUB_ID.fullmatch(name) and ".." not in name and (not limits.models or name in limits.models):
             return name
-    elif any(folder.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None):
+        if name.startswith((".", "/", "~")) and _is_allowed(Path(name).expanduser().resolve(), limits):
+            raise ModelError(f"There is no folder {name[:120]!r}.", "A model's folder was wanted.", "Check the path.")
+    elif _is_allowed(folder, limits):
         return str(folder)
     raise ModelError(
         f"The model {name[:120]!r} may not be opened here.",
         "The embedded model, a hub id or a folder within the allowed ones was wanted.",
         "Whoever runs this page allows others with the settings models and model_roots.",
+    )
+
+
+def completed(opening: Opening, limits: Settings) -> Opening:
+    """The opening with what it leaves open as the settings say; a revision is only of the model they name."""
+    own = opening.model == limits.model or Path(opening.model) == _folder(limits.model)
+    placed = opening if opening.device or opening.device_map else limits
+    return Opening(
+        opening.model,
+        opening.revision or (limits.revision if own else ""),
+        placed.device,
+        opening.dtype or limits.dtype,
+        placed.device_map,
     )
 
 
@@ -56,6 +73,11 @@ def discreet(error: ModelError) -> ModelError:
     """The same refusal for people who did not name the model: no path and nothing else of the disk is told."""
     parts = (_QUOTED.sub(r"\1…/\2\1", part) for part in (error.seen, error.wanted, error.try_))
     return type(error)(*(_PATH.sub(r"…/\1", part) for part in parts))
+
+
+def _is_allowed(place: Path, limits: Settings) -> bool:
+    """True within one of the allowed folders; `place` is free of links."""
+    return any(place.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None)
 
 
 def _folder(name: str) -> Path | None:

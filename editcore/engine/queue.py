@@ -162,6 +162,11 @@ class WorkQueue:
         with self._changed:
             return next((j.job for j in reversed(self._jobs.values()) if _open(j) and j.session == session), None)
 
+    def under_way(self) -> int:
+        """How many jobs wait or run."""
+        with self._changed:
+            return len(self._waiting) + (self._running is not None)
+
     def waiting(self) -> int:
         """How many jobs wait."""
         with self._changed:
