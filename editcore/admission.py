@@ -2,8 +2,8 @@
 
 Whoever starts a page names its model, and may open any folder of his own machine; what reaches the page otherwise (the
 environment, a file, a name typed into a page that only this computer can open) is held against the allow-list after
-every link in it has been followed. Visitors from elsewhere never name one. Outside the allowed folders a refusal is the
-same whatever is on the disk, so that nobody can ask the disk by being refused.
+every link in it has been followed. Visitors from elsewhere never name one. A refusal is the same whatever is on the
+disk, so that nobody can ask the disk by being refused.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def admitted(name: str, limits: Settings) -> str:
     if folder is None:
         if HUB_ID.fullmatch(name) and ".." not in name and (not limits.models or name in limits.models):
             return name
-        if name.startswith((".", "/", "~")) and _is_allowed(Path(name).expanduser().resolve(), limits):
-            raise ModelError(f"There is no folder {name[:120]!r}.", "A model's folder was wanted.", "Check the path.")
-    elif _is_allowed(folder, limits):
+    elif any(folder.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None):
         return str(folder)
     raise ModelError(
         f"The model {name[:120]!r} may not be opened here.",
@@ -73,11 +71,6 @@ def discreet(error: ModelError) -> ModelError:
     """The same refusal for people who did not name the model: no path and nothing else of the disk is told."""
     parts = (_QUOTED.sub(r"\1…/\2\1", part) for part in (error.seen, error.wanted, error.try_))
     return type(error)(*(_PATH.sub(r"…/\1", part) for part in parts))
-
-
-def _is_allowed(place: Path, limits: Settings) -> bool:
-    """True within one of the allowed folders; `place` is free of links."""
-    return any(place.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None)
 
 
 def _folder(name: str) -> Path | None:

@@ -25,7 +25,9 @@ from editcore.settings import chosen
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
-SHORT = frozenset({"preflight", "outlook", "suggest", "believe", "probe", "view"})  # answered between steps too
+SHORT = frozenset(
+    {"preflight", "outlook", "suggest", "believe", "probe", "view", "models"}
+)  # answered between steps too
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
