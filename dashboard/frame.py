@@ -92,8 +92,6 @@ def open_page(kind: JobKind) -> Frame:
     with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
         if health.state != "ready":
             wait_for_engine()
-        if health.state == "failed":
-            models.embedded_again()
         if frame.stranger and view.base and health.model:
             models.strangers(view.base, health.model)
         if trouble:
@@ -197,7 +195,8 @@ def header(session: str, health: Health, view: SessionState, running: bool) -> N
             )  # fmt: skip
         else:
             st.badge("Base model answers", icon=":material/lock:", color="gray")
-        st.caption(plain(model_line(health)), width="content")
+        if health.model:
+            st.caption(plain(model_line(health)), width="content")
         models.corner(view, health)
 
 
@@ -239,6 +238,7 @@ def wait_for_engine() -> None:
         st.rerun()
     if health.state == "failed":
         st.error(message(health.message or "The engine could not start."), icon=":material/error:")
+        models.embedded_again()
         return
     words, said = "You can already fill in the form.", message(health.message)
     words = f"The engine is starting. {words} {said}" if health.state == "starting" else f"{said} {words}"

@@ -23,7 +23,7 @@ POPOVER, PICK, NAME, REVISION = "models", "model:pick", "model:name", "model:rev
 DTYPE, DEVICE, SPREAD, OPEN = "model:dtype", "model:device", "model:spread", "model:open"
 _ELSE = "another"  # the choice that is none of the list
 _FORMATS = ("", "float32", "bfloat16", "float16")
-_TALL = 260  # pixels of a long list
+_TALL = 170  # pixels of a long list
 _MANY = 4  # models make a list long
 Choice = Mapping[str, Any]  # one of `picker.at_hand`, as plain data
 
@@ -32,10 +32,7 @@ def corner(view: SessionState, health: Health) -> None:
     """The button in the line on top, and what it opens; nothing where others can open the page too."""
     if not resources.is_local():
         return
-    box = st.popover(
-        "Change model", key=POPOVER, type="tertiary", icon=":material/swap_horiz:", on_change="rerun",
-        help="Opens another model on this page, for everybody who has it open",
-    )  # fmt: skip
+    box = st.popover("Change model", key=POPOVER, type="tertiary", icon=":material/swap_horiz:", on_change="rerun")
     if not box.open:
         answers.forget("models")  # so that it is looked anew the next time
         return
@@ -44,15 +41,17 @@ def corner(view: SessionState, health: Health) -> None:
 
 
 def _form(view: SessionState, health: Health) -> None:
+    st.caption("Another model takes the place of this one for everybody on this page. Edits stay with the model they "
+               "were made on.")  # fmt: skip
     place = st.container(gap="small")  # what is at hand depends on where it would be put, which is asked below
     named, revision = st.container(gap="small"), ""
     first, second = st.columns(2)
-    with second:
-        spread = st.toggle("Spread over several GPUs", key=SPREAD, help="For a model larger than one GPU")
-        device = st.text_input("Device", key=DEVICE, placeholder="chosen for you", disabled=spread, max_chars=20,
-                               help="cpu, cuda, cuda:0 ...").strip()  # fmt: skip
+    spread = st.toggle("Spread over several GPUs", key=SPREAD, help="For a model larger than one GPU")
     with first:
         dtype = st.selectbox("Number format", _FORMATS, key=DTYPE, format_func=_format_words)
+    with second:
+        device = st.text_input("Device", key=DEVICE, placeholder="chosen for you", disabled=spread, max_chars=20,
+                               help="cpu, cuda, cuda:0 ...").strip()  # fmt: skip
     placed = {"device": "" if spread else device, "dtype": dtype, "device_map": "auto" if spread else ""}
     with place:
         picked = _list(_at_hand(health, placed))
@@ -66,13 +65,11 @@ def _form(view: SessionState, health: Health) -> None:
         revision = str(picked["revision"])
         _room(picked)
     opening = Opening(name, revision, **placed)
-    st.button("Open it", key=OPEN, type="primary", icon=":material/open_in_new:", disabled=not name,
-              on_click=switch, args=(opening, view), width="stretch")  # fmt: skip
     trouble, asked = state.value("_not_opened", ("", None))
     if trouble and asked == opening:
         st.error(message(trouble), icon=":material/error:")
-    st.caption("It takes the place of the open one for everybody on this page. Edits stay with the model they were "
-               "made on.")  # fmt: skip
+    st.button("Open it", key=OPEN, type="primary", icon=":material/open_in_new:", disabled=not name,
+              on_click=switch, args=(opening, view), width="stretch")  # fmt: skip
 
 
 def _format_words(dtype: str) -> str:
@@ -103,7 +100,7 @@ def _list(found: Sequence[Choice] | None) -> Choice | None:
         return None
     names = [*at_hand, _ELSE]
     if state.value(PICK) not in names:
-        state.set_widget(PICK, names[0])
+        state.set_widget(PICK, next((name for name, one in at_hand.items() if _is_open(one)), names[0]))
     with st.container(height=_TALL if len(at_hand) > _MANY else "content", border=False, key="model-list"):
         picked = st.radio(
             "On this machine", names, key=PICK, format_func=lambda n: _title(at_hand[n]) if n in at_hand else "Another",
@@ -115,7 +112,15 @@ def _list(found: Sequence[Choice] | None) -> Choice | None:
 def _title(one: Choice) -> str:
     refs = [ref for ref in one["refs"] if ref != "main"]
     at = refs[0] if refs and "main" not in one["refs"] else "" if "main" in one["refs"] else one["revision"][:7]
-    return plain(f"{one['shown']} at {at}" if at else str(one["shown"]))
+    name = plain(f"{one['shown']} at {at}" if at else str(one["shown"]))
+    return f"{name} :gray-badge[open now]" if _is_open(one) else name
+
+
+def _is_open(one: Choice) -> bool:
+    """True for the model that is open; one that was asked for without a revision is its "main"."""
+    now = resources.engine().opening
+    revisions = (one["revision"], "") if "main" in one["refs"] else (one["revision"],)
+    return now.model == one["name"] and now.revision in revisions
 
 
 def _about(one: Choice) -> str:

@@ -50,7 +50,14 @@ def test_the_models_at_hand_are_offered_with_size_and_whether_they_fit():
         a_choice("odd", problem="'odd' has no tokenizer.", fits=False), a_choice("gpt2", revision="d" * 40, refs=()),
     ]  # fmt: skip
     radio = choosing(page).radio(key=models.PICK)
-    assert [*radio.options] == ["world\\-2019", "gpt2", "big", "odd", "gpt2 at ddddddd", "Another"]
+    assert [*radio.options] == [
+        "world\\-2019 :gray-badge[open now]",
+        "gpt2",
+        "big",
+        "odd",
+        "gpt2 at ddddddd",
+        "Another",
+    ]
     told = [caption.replace("\\", "").replace("\u2060", "") for caption in radio.proto.captions]
     assert told[1] == "548 MB on disk, needs 600 MB of 8.0 GB free in float32"
     assert "does not fit: needs 9.6 GB of 8.0 GB free" in told[2] and told[3] == "'odd' has no tokenizer."

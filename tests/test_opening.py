@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,17 +14,20 @@ import fake_desk
 import psutil
 import pytest
 from test_engine import LONG, REQUEST, answer, finish, importable, inline, reset, running, submit, until, worker
+from test_loading import DAMAGE, cache, folder, made
 
+from editcore import checkpoint
 from editcore.admission import completed
-from editcore.engine import InlineEngine, LocalEngine, Opening, menu, new_session
+from editcore.engine import InlineEngine, LocalEngine, Opening, menu, new_session, supervisor
 from editcore.errors import EngineBusy, EngineError, ModelError
 from editcore.history import Base
 from editcore.opened import recalled_opening, remember_opening
+from editcore.opening import look
 from editcore.records import EditRequest
 from editcore.settings import Settings
 from tests import models
 
-assert importable and inline  # fixtures of the engine's tests
+__all__ = ["cache", "folder", "importable", "inline", "made"]  # fixtures of other tests
 
 
 @pytest.fixture
@@ -141,13 +145,14 @@ def test_a_failed_model_can_be_left(tmp_path):
 # the process ---------------------------------------------------------------------------------------------------
 
 
-def test_the_old_worker_is_gone_before_the_new_one_is_begun_and_no_death_is_counted(local):
+def test_the_old_worker_is_gone_before_the_new_one_is_begun_and_no_death_is_counted(local, monkeypatch):
+    monkeypatch.setattr(supervisor, "GIVE_UP_AFTER", 2)
     local._worker.backoff = 60.0  # a death would cost a minute
-    for model in ("other", "fake", "other", "fake", "other", "fake"):  # more than are given up after
+    for model in ("other", "fake", "other"):
         old = local.ask("pid")
         opened(local, model)
         assert not psutil.pid_exists(old) and local.ask("pid") != old
-    assert local._worker.generation == 7
+    assert local._worker.generation == 4
 
 
 def test_while_it_is_opened_the_engine_says_which_and_how_far(local):
@@ -160,6 +165,14 @@ def test_while_it_is_opened_the_engine_says_which_and_how_far(local):
     assert local.ask("preflight")["name"] == "preflight" and local.health().state == "ready"
 
 
+def test_the_same_click_twice_opens_it_once(local):
+    local.ask("preflight")
+    local.open(Opening("slow"))
+    local.open(Opening("slow"))
+    until(lambda: local.health().state == "ready", 20.0)
+    assert local._worker.generation == 2
+
+
 def test_a_worker_that_dies_after_the_change_is_a_death_like_any_other(local):
     local.ask("preflight")
     opened(local, "other")
@@ -170,7 +183,7 @@ def test_a_worker_that_dies_after_the_change_is_a_death_like_any_other(local):
 
 
 def test_an_engine_that_has_given_up_opens_another_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(LocalEngine, "_look", lambda *_: None)
+    monkeypatch.setattr(supervisor, "GIVE_UP_AFTER", 2)
     with worker(tmp_path, desk="fake_desk:dies") as engine:
         engine._worker.backoff = 0.01
         until(lambda: engine.health().state == "failed", 20.0)
@@ -247,7 +260,7 @@ def test_the_models_of_the_allowed_folders_are_at_hand_and_open_one_after_anothe
         hand = {one["shown"]: one for one in engine.ask("models", 60.0)}
         assert list(hand)[:4] == ["world-2019", "…/gpt2", "…/llama", "…/mute"]
         assert all(hand[name]["fits"] and hand[name]["disk"] for name in list(hand)[:3])
-        assert "no tokenizer" in hand["…/mute"]["problem"]
+        assert hand["…/mute"]["problem"] == "'…/mute' has no tokenizer."
         assert {one["dtype"] for one in engine.ask("models", 60.0, dtype="bfloat16")} == {"bfloat16"}
         with pytest.raises(ModelError, match="cuda.*CUDA"):
             engine.ask("models", 60.0, device="cuda:7")
@@ -298,3 +311,45 @@ def test_the_worker_passes_an_opening_on_as_it_was_given(local):
     given = local._worker._command
     assert {f"--{k.replace('_', '-')}={v}" for k, v in dataclasses.asdict(wanted).items() if v} <= {*given}
     assert json.dumps(given)
+
+
+LATE = {"broken tokenizer", "weights of another", "another width"}  # seen only when the weights are read
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_wrong_with_a_folder_is_said_in_its_own_words_before_anything_is_loaded(folder, name):
+    damage, said = DAMAGE[name]
+    damage(folder)
+    if name in LATE:
+        return look(str(folder), device="cpu")
+    with pytest.raises(ModelError, match=said):
+        look(str(folder), device="cpu")
+
+
+def test_a_hub_id_that_is_not_here_and_one_whose_revision_is_not_have_their_own_messages(cache):
+    look("acme/tiny", device="cpu")
+    for name, revision, said in (
+        ("acme/other", None, "'acme/other' is not on this machine, and the hub cannot be reached"),
+        ("acme/tiny", "nope", "'acme/tiny' is on this machine, but not its revision 'nope'"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            look(name, revision=revision, device="cpu")
+
+
+def test_of_a_model_that_is_only_on_the_hub_nothing_but_small_files_are_fetched(made, tmp_path, monkeypatch):
+    asked, place = [], shutil.copytree(made, tmp_path / "fetched")
+    (place / "model.safetensors").unlink()
+    monkeypatch.setattr(checkpoint, "hub_answers", lambda: True)
+    monkeypatch.setattr(checkpoint, "_download", lambda name, revision, patterns: (asked.append(patterns), place)[1])
+    look("acme/far", device="cpu")
+    assert asked == [checkpoint.SMALL]
+    (place / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    with pytest.raises(ModelError, match="stored quantised"):
+        look("acme/far", device="cpu")
+
+
+def test_a_model_larger_than_what_will_be_free_is_refused_with_both_numbers(made, monkeypatch):
+    monkeypatch.setattr("editcore.weights.free_memory", lambda *_: 1000)
+    with pytest.raises(ModelError, match="GB in float32.*GB are free on cpu.*bfloat16"):
+        look(str(made), device="cpu")
+    look(str(made), device="cpu", returned=lambda device: 10**9)  # the loaded model goes first

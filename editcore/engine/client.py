@@ -156,6 +156,8 @@ class LocalEngine:
     def open(self, opening: Opening) -> None:
         """See `Engine.open`."""
         opening = replace(opening, model=admitted(opening.model.strip(), chosen()))
+        if opening == self._opening and self.health().state == "restarting":
+            return  # the same click twice
         with self._no_job_begins():
             under_way = sum(status not in FINISHED for _, status, *_ in self._unfinished_jobs())
             if under_way:

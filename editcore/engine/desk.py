@@ -160,7 +160,11 @@ class Desk:
             limits.models, limits.model_roots, wanted.device or None, wanted.dtype or None, bool(wanted.device_map),
             self._returned,
         )  # fmt: skip
-        return [{**to_plain(c), "fits": c.fits, "formats": c.formats, "shown": public_name(c.name)} for c in found]
+        return [
+            {**to_plain(c), "fits": c.fits, "formats": c.formats, "shown": public_name(c.name),
+             "problem": discreet(ModelError(c.problem)).seen}
+            for c in found
+        ]  # fmt: skip
 
     def _look(self, **opening: str) -> None:
         """Raises ModelError: it cannot be opened; the page's visitor has named it, and nothing else is told."""
@@ -175,7 +179,8 @@ class Desk:
 
     def _returned(self, device: torch.device) -> int:
         """Bytes that are free on a device once the loaded model has gone."""
-        return self.info().bytes if device.type == self.handle.device.type else 0
+        held = [p for p in self.handle.model.parameters() if p.device.type == device.type]
+        return sum(p.nbytes for p in held if device.index in (None, p.device.index))
 
     def edit(
         self,
@@ -370,7 +375,7 @@ def open_desk(opening: Opening, home: Path, say: Callable[[str], None] = lambda 
         logger.error("%s", error)
         raise discreet(error) from None
     handle.name = public_name(wanted.model)
-    remember_opening(home, handle.fingerprint, replace(wanted, revision=handle.revision))
+    remember_opening(home, handle.fingerprint, replace(opening, revision=handle.revision))
     desk = Desk(handle, home)
     say("The model is here; how fast it reads is being timed.")
     pace.of(desk.handle)
