@@ -41,15 +41,13 @@ def corner(view: SessionState, health: Health) -> None:
 
 
 def _form(view: SessionState, health: Health) -> None:
-    st.caption("Another model takes the place of this one for everybody on this page. Edits stay with the model they "
-               "were made on.")  # fmt: skip
+    st.caption("Opens it for everybody on this page. Edits stay with their model.")
     place = st.container(gap="small")  # what is at hand depends on where it would be put, which is asked below
     named, revision = st.container(gap="small"), ""
-    first, second = st.columns(2)
+    beside = st.container(horizontal=True, gap="small")
     spread = st.toggle("Spread over several GPUs", key=SPREAD, help="For a model larger than one GPU")
-    with first:
+    with beside:
         dtype = st.selectbox("Number format", _FORMATS, key=DTYPE, format_func=_format_words)
-    with second:
         device = st.text_input("Device", key=DEVICE, placeholder="chosen for you", disabled=spread, max_chars=20,
                                help="cpu, cuda, cuda:0 ...").strip()  # fmt: skip
     placed = {"device": "" if spread else device, "dtype": dtype, "device_map": "auto" if spread else ""}
@@ -73,7 +71,7 @@ def _form(view: SessionState, health: Health) -> None:
 
 
 def _format_words(dtype: str) -> str:
-    return dtype or (f"{chosen().dtype}, as set" if chosen().dtype not in ("", "auto") else "Chosen for the device")
+    return dtype or (f"{chosen().dtype}, as set" if chosen().dtype not in ("", "auto") else "Chosen for you")
 
 
 def _at_hand(health: Health, placed: Mapping[str, str]) -> Sequence[Choice] | None:
