@@ -93,7 +93,13 @@ def have_come() -> bool:
     return any(resources.questions().answered(place) for place in state.kept()["awaited"].values())
 
 
-def forget() -> None:
-    """What was found out may have changed: ask again."""
-    for name in [name for name in state.kept() if name.startswith("once:")]:
+def forget(only: str = "") -> None:
+    """What was found out may have changed, all of it or what is known under one name: ask again."""
+    wanted = f"once:{only}" if only else "once:"
+    for name in [name for name in state.kept() if name.startswith(wanted)]:
         del state.kept()[name]
+
+
+def forget_all() -> None:
+    """Another model answers from now on: neither what was heard counts, nor what is still under way."""
+    state.kept().clear()

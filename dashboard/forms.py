@@ -96,6 +96,14 @@ def set_all(method: MethodInfo, values: Mapping[str, Any]) -> None:
         state.set_widget(setting_key(method.name, setting.name), values.get(setting.name, setting.default))
 
 
+def forget_settings(methods: Sequence[MethodInfo]) -> None:
+    """What was chosen for another model goes: every field that has a value starts again."""
+    for method in methods:
+        for setting in method.settings:
+            if state.known(key := setting_key(method.name, setting.name)):
+                state.set_widget(key, setting.default)
+
+
 def setting_key(method: str, name: str) -> str:
     """Widget key of one setting."""
     return f"set:{method}:{name}"

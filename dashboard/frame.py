@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import answers, resources, state
+from dashboard import answers, forms, models, resources, state
 from dashboard.text import duration, message, plain, shorten
 from editcore.engine.contract import LOCATE, Health, JobKind, JobState, SessionState
 from editcore.errors import EditcoreError
@@ -58,7 +58,13 @@ class Frame:
     @property
     def can_ask(self) -> bool:
         """True when the engine would answer a question at once."""
-        return self.health.state == "ready" and self.running is None and not self.training
+        return self.health.state == "ready" and self.running is None and not (self.training or self.stranger)
+
+    @property
+    def stranger(self) -> bool:
+        """True when the session holds edits of another model than the one that is open."""
+        base, model = self.view.base, self.health.model
+        return base is not None and model is not None and not base.is_of(model)
 
     @property
     def training(self) -> bool:
@@ -72,9 +78,12 @@ def open_page(kind: JobKind) -> Frame:
     Args:
         kind: of the jobs this page shows by itself; others are announced on top.
     """
-    answers.begin_run()
     session = state.open_session(kind)
     health = resources.health()
+    if state.see_model(health.model.fingerprint if health.model else ""):
+        answers.forget_all()
+        forms.forget_settings(resources.methods())
+    answers.begin_run()
     view, trouble = look(session, health)
     frame = Frame(session, health, view, *watched(view))
     if view.rows:
@@ -83,10 +92,12 @@ def open_page(kind: JobKind) -> Frame:
     with st.container(key="notices"):  # always there: what stands below must keep its place when a notice goes
         if health.state != "ready":
             wait_for_engine()
+        if frame.stranger and view.base and health.model:
+            models.strangers(view.base, health.model)
         if trouble:
             st.error(message(trouble))
         if view.interrupted:
-            interruption(view, frame.running is not None)
+            interruption(view, frame.running is not None or frame.stranger)
         for told in state.notices(resources.store_note(), state.ignored()):
             st.warning(message(told), icon=":material/info:")
         if frame.running and shown_as(frame.running.kind) != kind:
@@ -104,7 +115,7 @@ def still(page: Frame) -> Frame:
     view, _ = look(page.session, health)
     now = Frame(page.session, health, view, *watched(view))
     jobs = [frame.running and frame.running.job for frame in (page, now)]
-    if now.view != page.view or now.can_ask != page.can_ask or jobs[0] != jobs[1]:
+    if (now.view, now.can_ask, now.health.model) != (page.view, page.can_ask, page.health.model) or jobs[0] != jobs[1]:
         st.rerun()
     return now
 
@@ -184,7 +195,9 @@ def header(session: str, health: Health, view: SessionState, running: bool) -> N
             )  # fmt: skip
         else:
             st.badge("Base model answers", icon=":material/lock:", color="gray")
-        st.caption(plain(model_line(health)), width="content")
+        if health.model:
+            st.caption(plain(model_line(health)), width="content")
+        models.corner(view, health)
 
 
 def standing(view: SessionState) -> str:
@@ -225,10 +238,12 @@ def wait_for_engine() -> None:
         st.rerun()
     if health.state == "failed":
         st.error(message(health.message or "The engine could not start."), icon=":material/error:")
+        models.embedded_again()
         return
-    words = "The engine is starting" if health.state == "starting" else "The engine is being restarted"
+    words, said = "You can already fill in the form.", message(health.message)
+    words = f"The engine is starting. {words} {said}" if health.state == "starting" else f"{said} {words}"
     with st.container(horizontal=True, key="starting"):
-        st.caption(f":material/hourglass_top: {words}. You can already fill in the form. {message(health.message)}")
+        st.caption(f":material/hourglass_top: {words}")
 
 
 @st.fragment(run_every=0.5)
@@ -239,7 +254,7 @@ def wait_for_job(job_id: str) -> None:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center", key="elsewhere"):
         st.caption(
-            f":material/hourglass_top: {busy(job)} {_SHOWN_ON[job.kind]} "
+            f":material/hourglass_top: {at_work(job)} {_SHOWN_ON[job.kind]} "
             f"{plain(progress_line(job))}", width="content",
         )  # fmt: skip
         st.button("Cancel", key="cancel", icon=":material/close:", on_click=cancel, args=(job_id,))
@@ -283,10 +298,15 @@ def prepared(job: JobState) -> None:
         st.error(f"{plain(title)} was not trained. {message(job.error)}", icon=":material/error:")
 
 
-def busy(job: JobState | None) -> str:
+def busy(page: Frame) -> str:
     """Why the engine cannot be asked now."""
-    if job is None:
-        return "The engine is not ready yet."
+    if page.stranger:
+        return "The edits of this session belong to another model."
+    return at_work(page.running) if page.running else "The engine is not ready yet."
+
+
+def at_work(job: JobState) -> str:
+    """What is going on for this visitor."""
     return _LOOKING if job.methods[:1] == (LOCATE,) else _RUNNING[job.kind]
 
 

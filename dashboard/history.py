@@ -35,7 +35,7 @@ def column(page: Frame) -> None:
             st.caption("No edit is in place. Each one you apply appears here, on top of the one before: switch it off, "
                        "weaken it, take it back.")  # fmt: skip
         for row in reversed(view.rows):
-            _row(page.session, row, view.rows, busy)
+            _row(page, row, busy)
         if view.edited:
             _health(page)
 
@@ -98,7 +98,8 @@ def _steps(view: SessionState, busy: bool) -> None:
         )  # fmt: skip
 
 
-def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+def _row(page: Frame, row: Row, busy: bool) -> None:
+    session, rows = page.session, page.view.rows
     key, more = f"{row.edit}:{row.on}:{row.strength}", counted(row.requests - 1, "more", "more")
     name = f"{plain(shorten(row.target, 14))} and {more}" if row.requests > 1 else plain(shorten(row.target, 24))
     with st.container(border=True, gap=None, key=f"edit:{row.edit}"):
@@ -112,14 +113,14 @@ def _row(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
                               help=f"What can be done with edit {row.number}")  # fmt: skip
             if menu.open:
                 with menu:
-                    _menu(session, row, rows, busy)
+                    _menu(page, row, busy)
         st.caption(_about(row))
         if row.note:
             st.caption(f"*{plain(row.note)}*")
         if row.shifted:
             st.caption(":material/info: What is beneath it has changed since it was computed.")
         if row.edit == next((r.edit for r in rows if r.shifted), ""):  # those above are made again with it
-            _again(session, row, rows, busy)
+            _again(page, row)
 
 
 def _about(row: Row) -> str:
@@ -130,18 +131,19 @@ def _about(row: Row) -> str:
     return f"{plain(', '.join(part for part in how if part))} · {plain(shorten(what, 60))}"
 
 
-def _again(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+def _again(page: Frame, row: Row) -> None:
     """The button that computes an edit and all above it again, with their numbers on it."""
-    made = remade.again(rows, row.edit)
+    made = remade.again(page.view.rows, row.edit)
     st.button(
-        f"Compute {remade.names(made)} again", key=f"again:{row.edit}", icon=":material/refresh:", disabled=busy,
-        type="tertiary", on_click=recompute, args=(session, row.edit),
+        f"Compute {remade.names(made)} again", key=f"again:{row.edit}", icon=":material/refresh:", type="tertiary",
+        disabled=page.running is not None or page.stranger, on_click=recompute, args=(page.session, row.edit),
         help=f"Makes {remade.names(made)} anew on what is in place beneath, about "
              f"{duration(sum(r.seconds for r in made))}. Then you see what changed; undo brings the old ones back.",
     )  # fmt: skip
 
 
-def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
+def _menu(page: Frame, row: Row, busy: bool) -> None:
+    session, rows = page.session, page.view.rows
     st.button("Show its result", key=f"show:{row.edit}", icon=":material/visibility:", on_click=_show,
               args=(row.edit,), width="stretch")  # fmt: skip
     percent = round(100 * row.strength)
@@ -153,7 +155,7 @@ def _menu(session: str, row: Row, rows: tuple[Row, ...], busy: bool) -> None:
     st.text_input("Note", row.note, key=f"note:{row.edit}:{row.note}", max_chars=200, placeholder="for yourself",
                   on_change=_annotate, args=(session, row.edit, f"note:{row.edit}:{row.note}"))  # fmt: skip
     if row.shifted and row.edit != next(r.edit for r in rows if r.shifted):
-        _again(session, row, rows, busy)
+        _again(page, row)
     place = [r.edit for r in rows].index(row.edit)
     with st.container(horizontal=True, gap="small"):
         for words, icon, kind, possible in (
@@ -264,8 +266,9 @@ def _read(page: Frame, row: Row, which: str, number: int) -> tuple[EditReport | 
     if told is not None:
         return told, ""
     if not page.can_ask:
-        why = "at work" if page.health.state == "ready" else "not ready yet"
-        return None, f":material/hourglass_top: The engine is {why}; this is how it was when it was made."
+        why = "The engine is at work" if page.health.state == "ready" else "The engine is not ready yet"
+        why = "Another model is open" if page.stranger else why
+        return None, f":material/hourglass_top: {why}; this is how it was when it was made."
     view = resources.engine().view
     try:
         told = answers.asked("view", asked, lambda: view(page.session, row.edit, which, number))

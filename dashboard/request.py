@@ -141,10 +141,11 @@ def sender(label: str, button: str, **options: Any) -> bool:
     """
     now = st.button(label, key=button, type="primary", shortcut="Ctrl+Enter", on_click=state.click, args=(button,),
                     **options)  # fmt: skip
-    noted = state.clicked(button)
-    if noted == "changed" and not now:
+    noted, moved = state.clicked(button), state.model_changed()
+    if (moved and (now or noted)) or (noted == "changed" and not now):
         state.answered(button)
-        st.info("The form changed before this could begin, so nothing was done. Press the button again.")
+        what = "model" if moved else "form"
+        st.info(f"The {what} changed before this could begin, so nothing was done. Press the button again.")
         return False
     return now or noted == "now"
 

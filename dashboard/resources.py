@@ -27,7 +27,7 @@ from editcore.admission import admitted
 from editcore.engine.contract import Engine, Health
 from editcore.errors import EditcoreError, EngineError
 from editcore.home import home_dir
-from editcore.records import EditReport, MethodInfo
+from editcore.records import EditReport, MethodInfo, Opening
 from editcore.remade import Remade
 from editcore.settings import chosen
 from editcore.store import Library, Store
@@ -64,6 +64,19 @@ def model_name() -> str:
     """
     limits = chosen()
     return admitted(limits.model, limits)
+
+
+def open_model(opening: Opening) -> None:
+    """Another model for everybody. Only from a page that only this computer can open.
+
+    Raises:
+        EngineError: others can open this page too, or see `Engine.open`.
+        ModelError: see `Engine.open`.
+    """
+    if not is_local():
+        raise EngineError("Only a page that nobody else can open changes the model.", "", "Start it with another one.")
+    engine().open(opening)
+    methods.clear()  # their defaults follow the model
 
 
 def health() -> Health:

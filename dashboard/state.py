@@ -102,8 +102,29 @@ def switch(page: str, session: str) -> NoReturn:
     st.switch_page(page, query_params={"session": session})
 
 
+def start_session() -> None:
+    """Go on in a fresh session with what is typed; for callbacks only."""
+    fresh = secrets.token_urlsafe(16)
+    resources.drafts().keep(fresh, {name: text(name) for name in (PROMPT, TARGET, METHOD)})
+    st.query_params["session"] = fresh
+
+
+def see_model(fingerprint: str) -> bool:
+    """Note which model is under the page, "" while that is not known; True when it is another one than before."""
+    before = st.session_state.get("_model", "")
+    changed = bool(before and fingerprint and before != fingerprint)
+    st.session_state.update({"_model": fingerprint or before, "_model_changed": changed})
+    return changed
+
+
+def model_changed() -> bool:
+    """True in the run that sees another model than the one before it."""
+    return bool(st.session_state.get("_model_changed"))
+
+
 def _restore(draft: dict[str, Any]) -> None:
     take("clicks")
+    st.session_state["_model"] = draft.get("model") or st.session_state.get("_model", "")
     for name in _FORM:
         st.session_state[name] = draft.get(name, DEFAULT_METHOD if name == METHOD else "")
     st.session_state["_auto_subject"] = draft.get("auto_subject", "")
@@ -137,6 +158,7 @@ def keep_draft(paraphrases: tuple[Probe, ...], probes: tuple[Probe, ...]) -> Non
     resources.drafts().keep(st.session_state["_session"], {
         **form, **{kind: job(kind) for kind in _JOBS}, "auto_subject": st.session_state.get("_auto_subject", ""),
         "methods": st.session_state.get(METHODS), "attempt": attempt(), "settings": settings, "rows": rows,
+        "model": st.session_state.get("_model", ""),
     })  # fmt: skip
 
 

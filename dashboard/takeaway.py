@@ -51,7 +51,7 @@ def corner(page: Frame) -> None:
 
 
 def _exports(page: Frame) -> None:
-    view, busy = page.view, page.running is not None or page.health.state != "ready"
+    view, busy = page.view, page.running is not None or page.health.state != "ready" or page.stranger
     placed = [row for row in view.rows if row.on and row.strength > 0]
     st.caption(f"What is in place ({counted(len(placed), 'edit')}), as a file:" if placed else
                "Every edit is switched off: there is nothing to write.")  # fmt: skip
@@ -119,7 +119,8 @@ def _writing(job_id: str, title: str) -> None:
 
 def _report(session: str, view: SessionState) -> Mapping[str, bytes]:
     reports = _reports(session, view)
-    model = resources.health().model or reports[0].model
+    open_now = resources.health().model
+    model = open_now if open_now and (view.base is None or view.base.is_of(open_now)) else reports[0].model
     title = view.name or "Edits of " + reports[0].model
     return {
         "html": report_html(title, model, reports).encode("utf-8", errors="replace"),
@@ -147,7 +148,7 @@ def _share(page: Frame) -> None:
 def _link(page: Frame) -> None:
     rows = [{"edit": to_plain(row), "reports": [to_plain(r) for r in resources.reports(page.session, row.edit)]}
             for row in page.view.rows]  # fmt: skip
-    model = page.health.model
+    model = None if page.stranger else page.health.model
     content = {"rows": rows, "model": to_plain(model) if model else None}
     try:
         link = resources.library().share(page.session, page.view.name or "Edited beliefs", content)
@@ -177,7 +178,7 @@ def _bring(page: Frame) -> None:
     st.caption("A **list of edits** in JSON, JSON lines or CSV (EasyEdit, CounterFact and zsRE are understood): all "
                "are made in one patch by the method chosen in the form. Either can be undone.")  # fmt: skip
     file = st.file_uploader("File", type=["zip", *LISTS], key="bring", max_upload_size=chosen().largest_upload)
-    busy = page.running is not None or page.health.state != "ready"
+    busy = page.running is not None or page.health.state != "ready" or page.stranger
     if file is None:
         return
     found, trouble, form = None, "", state.form()

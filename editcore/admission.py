@@ -1,8 +1,9 @@
 """Which model a page may open: the embedded one, a hub id, or a folder within those allowed. Opens and loads nothing.
 
-Visitors never name a model. Whoever starts a page does, and may open any folder of his own machine; what reaches the
-page otherwise (the environment, a file) is held against the allow-list after every link in it has been followed. A
-refusal is the same whatever is on the disk, so that nobody can ask the disk by being refused.
+Whoever starts a page names its model, and may open any folder of his own machine; what reaches the page otherwise (the
+environment, a file, a name typed into a page that only this computer can open) is held against the allow-list after
+every link in it has been followed. Visitors from elsewhere never name one. A refusal is the same whatever is on the
+disk, so that nobody can ask the disk by being refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from editcore import settings
 from editcore.assets import WORLD_NAME
 from editcore.errors import ModelError
 from editcore.home import home_dir
+from editcore.records import Opening
 from editcore.settings import Settings
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -43,6 +45,19 @@ def admitted(name: str, limits: Settings) -> str:
         f"The model {name[:120]!r} may not be opened here.",
         "The embedded model, a hub id or a folder within the allowed ones was wanted.",
         "Whoever runs this page allows others with the settings models and model_roots.",
+    )
+
+
+def completed(opening: Opening, limits: Settings) -> Opening:
+    """The opening with what it leaves open as the settings say; a revision is only of the model they name."""
+    own = opening.model == limits.model or Path(opening.model) == _folder(limits.model)
+    placed = opening if opening.device or opening.device_map else limits
+    return Opening(
+        opening.model,
+        opening.revision or (limits.revision if own else ""),
+        placed.device,
+        opening.dtype or limits.dtype,
+        placed.device_map,
     )
 
 

@@ -58,6 +58,10 @@ class Weights:
     shapes: dict[str, tuple[int, ...]]  # by name
 
 
+class NotFetched(Exception):
+    """The weights are not on this machine, and were not to be fetched."""
+
+
 class Fetch(Protocol):
     """Brings files of a repository into the cache; gives the folder they lie in."""
 
@@ -142,6 +146,13 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise ModelError(
             f"{name!r} could not be downloaded ({first_line(error)}).", "", "Try again: what is there is kept."
         ) from error
+
+
+def fetch_small(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Fetches all but the weights. Raises NotFetched when those are asked for."""
+    if tuple(patterns) != SMALL:
+        raise NotFetched
+    return _download(name, revision, patterns)
 
 
 def _not_here(name: str, revision: str | None, lacking: Sequence[str]) -> ModelError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from editcore.errors import BadRequest
-from editcore.records import EditReport, Scores
+from editcore.records import EditReport, ModelInfo, Scores
 
 STRONGEST = 1.5  # times what was computed
 
@@ -41,6 +41,18 @@ class Move:
     kind: str
     edit: str = ""
     value: float = 1.0  # toggle: 0 or 1; scale: the strength
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model a session's edits were made on."""
+
+    model: str  # its name
+    fingerprint: str  # "" where its patches cannot be read: then the name decides
+
+    def is_of(self, model: ModelInfo) -> bool:
+        """True when this is the model."""
+        return self.fingerprint == model.fingerprint if self.fingerprint else self.model == model.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,36 @@ def load(
     return wrap(model, tokenizer, name, chosen, why_device, kind, why_dtype, found.folder, found.revision)
 
 
+def look(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
+    returned: Callable[[torch.device], int] = lambda device: 0,
+) -> None:
+    """What `load` would refuse before it reads a weight, refused now.
+
+    Of a model that is only on the hub, nothing but small files is fetched.
+
+    Args:
+        returned: bytes that will be free on a device besides, because another model goes first.
+
+    Raises:
+        ModelError: as `load` does.
+    """
+    spread = spread_over(device_map, device)
+    chosen, _ = choose_device(device)
+    kind, _ = choose_dtype(chosen, dtype)
+    try:
+        found = checkpoint.find(name, revision, checkpoint.fetch_small)
+    except checkpoint.NotFetched:
+        return
+    weights.auto_class(found)
+    weights.check_room(found, kind, chosen, spread is not None, returned(chosen))
+
+
 def wrap(
     model: Any,
     tokenizer: Any,

@@ -215,6 +215,17 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """How a model is to be opened; what is left open is as the settings say, else chosen for it."""
+
+    model: str  # the embedded one, a hub id or a folder
+    revision: str = ""  # branch, tag or commit of a hub id
+    device: str = ""  # "cpu", "cuda", "cuda:0" ...
+    dtype: str = ""  # "float32", "bfloat16" or "float16"
+    device_map: str = ""  # instead of a device: how it is spread over several GPUs
+
+
+@dataclass(frozen=True, slots=True)
 class SettingInfo:
     """One dial of a method, for forms and command lines."""
 

@@ -51,9 +51,12 @@ def auto_class(found: Checkpoint) -> Any:
     )
 
 
-def check_room(found: Checkpoint, kind: torch.dtype, device: torch.device, spread: bool) -> None:
-    """Raises ModelError when the weights alone are larger than the memory that is free."""
-    needed, free = read_weights(found.name, found.files).parameters * kind.itemsize, free_memory(device, spread)
+def check_room(
+    found: Checkpoint, kind: torch.dtype, device: torch.device, spread: bool, returned: int = 0
+) -> None:  # fmt: skip
+    """Raises ModelError when the weights alone are larger than the memory that is free, and `returned` bytes more."""
+    needed = read_weights(found.name, found.files).parameters * kind.itemsize
+    free = free_memory(device, spread) + returned
     if needed > free:
         raise ModelError(
             f"{found.name!r} takes {needed / 1e9:.1f} GB in {short(kind)}.",

@@ -64,6 +64,8 @@ class FakeDesk:
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "seen":
             return {"viewed": self.viewed, "freed": self.freed}
+        if name == "look" and arguments["model"] == "refused":
+            raise ModelError("This model has no tokenizer.", "One was wanted.", "Put it there.")
         if name == "pid":
             return os.getpid()
         return {"name": name, "arguments": arguments, "nan": math.nan}
@@ -155,8 +157,11 @@ def _fail(kind):
             raise RuntimeError("CUDA error: device-side assert triggered")
 
 
-def open_desk(model, home, say):
+def open_desk(opening, home, say):
+    model = opening.model
     say("Loading 1.0 GB of 2.0 GB.")
+    if model == "breaks":  # what `look` does not see
+        raise ModelError("This model breaks.", "", "Pick another.")
     if model == "missing":
         raise ModelError("There is no model called missing.", "", "Pick another.")
     if model == "slow":
@@ -164,5 +169,5 @@ def open_desk(model, home, say):
     return FakeDesk(model)
 
 
-def dies(model, home, say):
+def dies(opening, home, say):
     os._exit(9)

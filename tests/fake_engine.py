@@ -6,6 +6,7 @@ process then talks to that very object. `demo` reads its behaviour from the envi
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -31,6 +32,7 @@ from editcore.records import (
     Held,
     MethodInfo,
     ModelInfo,
+    Opening,
     Outcome,
     PatchInfo,
     Preflight,
@@ -133,16 +135,40 @@ class FakeEngine:
         self.prepared: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
         self.ruin = 1.0  # times the perplexity of plain text, an edit
+        self.opening = Opening(MODEL.name)
+        self.opened: list[Opening] = []
+        self.at_hand: list[dict[str, Any]] = [a_choice(MODEL.name, embedded=True), a_choice("gpt2")]
+        self.broken_model = ""  # why the opened model could not be loaded
         self.breaks: dict[str, list[BaseException]] = {}  # question, "submit" or "health" -> what it raises, one a call
 
     def health(self) -> Health:
         starting = time.monotonic() < self.ready_at or self._breaks("health")
         busy = next((j.kind for j in self.jobs.values() if self._status(j) == "running"), None)
-        model = replace(MODEL, embedded=self.embedded, chat=self.chat)
+        model = self._model()
+        if self.broken_model:
+            return Health("failed", self.broken_model, None, 0, None, 0)
         return Health("starting" if starting else "ready", "", None if starting else model, 0, busy, 120_000_000)
 
+    def _model(self) -> ModelInfo:
+        if self.opening.model == MODEL.name:
+            return replace(MODEL, embedded=self.embedded, chat=self.chat)
+        return replace(MODEL, name=self.opening.model, fingerprint=f"{zlib.crc32(self.opening.model.encode()):08x}",
+                       embedded=False, revision=self.opening.revision)  # fmt: skip
+
     def methods(self) -> tuple[MethodInfo, ...]:
-        return METHODS
+        """FT takes other steps on another model."""
+        if self.opening.model == MODEL.name:
+            return METHODS
+        settings = tuple(replace(s, default=7) if s.name == "steps" else s for s in METHODS[0].settings)
+        return (replace(METHODS[0], settings=settings), *METHODS[1:])
+
+    def open(self, opening: Opening) -> None:
+        if broken := self._breaks("open"):
+            raise broken
+        if any(self._status(job) == "running" for job in self.jobs.values()):
+            raise EngineBusy("1 job is queued or running on the model that is open.", "", "Wait until it is done.")
+        self.opening, self.broken_model = opening, ""
+        self.opened.append(opening)
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         self.asked.append((name, arguments))
@@ -223,7 +249,8 @@ class FakeEngine:
                 job.file = str(Path(self._folder.name) / f"editcore-{job.plans[0][0]}.zip")
                 Path(job.file).write_bytes(b"PK")
             elif job.kind in ("edit", "adoption"):
-                job.report = make_report(job.request, *job.plans[0], self.took, chat=self.chat)
+                report = make_report(job.request, *job.plans[0], self.took, chat=self.chat)
+                job.report = replace(report, model=self.opening.model)
                 self._apply(job)
             self.store.end_job(job.name, lost=job.ended == "lost")
         return job.ended or "running"
@@ -265,7 +292,8 @@ class FakeEngine:
         return running[-1] if running else None
 
     def _apply(self, job: _Job) -> None:
-        (self.store.blobs.scratch(job.name) / "patch.json").write_text(job.name)
+        about = {"job": job.name, "model": self.opening.model, "fingerprint": self._model().fingerprint}
+        (self.store.blobs.scratch(job.name) / "patch.json").write_text(json.dumps(about))
         below = history.in_place(self.store.stack(job.session))
         self.store.commit(job.session, [Made(job.name, (job.report,), below)])
 
@@ -334,6 +362,9 @@ class FakeEngine:
             text=TURN.replace("{}", prompt) if request["form"] == "chat" else prompt,
             answer=target if request["form"] == "chat" else f" {target}"))  # fmt: skip
 
+    def _models(self, device: str = "", dtype: str = "", device_map: str = "") -> list[dict[str, Any]]:
+        return [{**one, "dtype": dtype or one["dtype"]} for one in self.at_hand]
+
     def _outlook(self, request: Mapping[str, Any], methods: list[list[Any]]) -> list[dict[str, Any]]:
         blank = {"problem": "", "prepare": "", "seconds": 0.5}
         return [{"method": name, **blank, **self.outlooks.get(name, {})} for name, _ in methods]
@@ -350,6 +381,15 @@ class FakeEngine:
              "probability": 0.98 if p in KNOWN else 0.6 + 0.39 * _noise(p), "candidates": [0.97 for _ in a]}
             for p, a in zip(prompts, answers, strict=True)
         ]  # fmt: skip
+
+
+def a_choice(name: str, embedded: bool = False, **about: Any) -> dict[str, Any]:
+    """A model at hand, as the engine tells it."""
+    commit = "" if embedded else "c" * 40
+    return {"name": name, "shown": name, "revision": commit, "refs": () if embedded else ("main",), "fits": True,
+            "disk": 548_000_000, "parameters": 124_000_000, "dtype": "float32", "needed": 600_000_000,
+            "free": 8_000_000_000, "device": "cpu", "problem": "", "formats": ("float32", "bfloat16", "float16"),
+            **about}  # fmt: skip
 
 
 def _noise(text: str) -> float:

@@ -38,7 +38,10 @@
 14  model names that lead elsewhere   test_security::test_a_model_from_outside_is_refused_alike_whatever_is_on_the_disk
                                       test_loading::test_a_folder_is_shown_without_its_place_and_a_refusal_tells_no_path
                                       test_handle::test_a_name_that_leads_nowhere_is_refused
+                                      test_opening::test_what_is_not_allowed_is_refused_and_the_loaded_model_stays
 15  damaged model folders             test_handle::test_a_damaged_folder_is_refused
+                                      test_opening::test_what_stands_against_a_model_is_told_before_the_loaded_one_goes
+                                      test_models_page::test_a_refusal_stands_beside_the_button_with_what_was_seen_wanted_and_what_to_try
                                       test_handle::test_a_tokenizer_that_does_not_fit_is_refused
                                       test_chat::test_a_tokenizer_without_offsets_is_refused_when_the_model_is_opened
                                       test_chat::test_a_template_that_does_not_show_the_prompt_is_refused

@@ -393,7 +393,7 @@ def test_a_kill_in_the_middle_of_a_comparison_keeps_what_was_seen(tmp_path):
         finish(engine, submit(engine, session))
         job = compare(engine, session, ("rome", {}), ("ft", LONG))
         until(lambda: engine.poll(job).outcomes)
-        os.kill(engine._process.pid, signal.SIGKILL)
+        os.kill(engine._worker.process.pid, signal.SIGKILL)
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
         assert (state.status, [o.method for o in state.outcomes]) == ("lost", ["rome"])
@@ -406,7 +406,7 @@ def test_a_poisoned_accelerator_ends_the_comparison(tmp_path):
         job = compare(engine, new_session(), ("rome", {}), ("ft", {"fail": "poison"}), ("ft-l", {}))
         state = finish(engine, job)
         assert state.status in ("failed", "lost") and [o.method for o in state.outcomes] in (["rome"], [])
-        until(lambda: engine._generation == 2)
+        until(lambda: engine._worker.generation == 2)
 
 
 def test_old_comparisons_are_forgotten_before_old_edits():
@@ -451,7 +451,7 @@ def test_kill_in_the_middle_of_an_edit_loses_only_that_edit(tmp_path):
         job = submit(engine, session, "b", EditRequest("Where?", "Oslo"), **LONG)
         running(engine, job)
         waits = submit(engine, other)
-        pid = engine._process.pid
+        pid = engine._worker.process.pid
         os.kill(pid, signal.SIGKILL)
         until(lambda: engine.poll(job).finished)
         state = engine.poll(job)
@@ -472,8 +472,8 @@ def test_an_edit_committed_just_before_a_kill_is_done(tmp_path):
     with worker(tmp_path) as engine:
         job = submit(engine, session)
         until(lambda: engine.sessions.state(session).edited and engine.sessions.state(session).job is None)
-        os.kill(engine._process.pid, signal.SIGKILL)
-        until(lambda: engine._generation == 2)
+        os.kill(engine._worker.process.pid, signal.SIGKILL)
+        until(lambda: engine._worker.generation == 2)
         state = engine.poll(job)
         assert state.status == "done" and state.report.request == REQUEST
 
@@ -492,13 +492,13 @@ def test_a_poisoned_accelerator_replaces_the_worker(tmp_path, monkeypatch):
         pid = engine.ask("pid")
         state = finish(engine, submit(engine, new_session(), fail="poison"))
         assert state.status == "failed" and "incident" in state.error
-        until(lambda: engine._generation == 2)
+        until(lambda: engine._worker.generation == 2)
         assert engine.ask("pid") != pid
 
 
 def test_a_worker_that_keeps_dying_is_given_up(tmp_path):
     with worker(tmp_path, desk="fake_desk:dies") as engine:
-        engine._backoff = 0.01
+        engine._worker.backoff = 0.01
         until(lambda: engine.health().state == "failed", 20.0)
         assert "5 times within a minute" in engine.health().message
         with pytest.raises(EngineError, match="5 times within a minute"):
@@ -530,8 +530,8 @@ def test_sigterm_lets_the_running_edit_finish(tmp_path):
     with worker(tmp_path) as engine:
         job = submit(engine, session, steps=20, pause=0.02)
         running(engine, job)
-        os.kill(engine._process.pid, signal.SIGTERM)
-        until(lambda: engine._generation == 2)
+        os.kill(engine._worker.process.pid, signal.SIGTERM)
+        until(lambda: engine._worker.generation == 2)
         assert engine.poll(job).status == "done" and engine.sessions.state(session).edited
 
 
@@ -545,7 +545,7 @@ def test_closing_ends_the_worker_and_twice_is_fine(tmp_path):
     with worker(tmp_path) as engine:
         job = submit(engine, new_session(), **LONG)
         running(engine, job)
-        process, start = engine._process, time.monotonic()
+        process, start = engine._worker.process, time.monotonic()
         engine.close()
         engine.close()
         assert process.returncode == 0 and time.monotonic() - start < 4.0

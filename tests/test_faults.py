@@ -136,7 +136,7 @@ def test_after_a_poisoned_accelerator_every_session_is_as_its_log_says(tmp_path)
     with watched(tmp_path, after=600) as engine:
         finish(engine, submit(engine, session))
         assert finish(engine, submit(engine, session, "poison", fail="poison")).status in ("failed", "lost")
-        until(lambda: engine._generation == 2)
+        until(lambda: engine._worker.generation == 2)
         assert engine.health().state in ("restarting", "ready")
         assert engine.probe(session, ["?"])[0]["edited"]["all"] == ["Rome"]
 
@@ -241,7 +241,7 @@ def test_the_patience_is_ten_minutes_unless_the_environment_says_otherwise(monke
 def test_a_slow_step_is_cancelled(tmp_path):
     with watched(tmp_path, after=0.6, grace=60) as engine:
         state = finish(engine, submit(engine, new_session(), steps=9, pause=2.0))
-        assert (state.status, engine._generation) == ("cancelled", 1)
+        assert (state.status, engine._worker.generation) == ("cancelled", 1)
 
 
 def test_a_hung_step_costs_its_worker_and_nothing_that_was_applied(tmp_path):
@@ -259,7 +259,7 @@ def test_a_question_that_hangs_costs_the_worker_too(tmp_path):
     with watched(tmp_path, after=0.6) as engine:
         with pytest.raises(EngineError):
             engine.ask("sleep", 0.3, seconds=600)
-        until(lambda: engine._generation == 2)
+        until(lambda: engine._worker.generation == 2)
         assert engine.ask("preflight")["name"] == "preflight"
 
 
@@ -268,9 +268,9 @@ def test_a_job_of_a_worker_that_is_slow_to_answer_is_not_forgotten(tmp_path, mon
     with watched(tmp_path, after=600) as engine:
         job = submit(engine, new_session(), steps=400, pause=0.02)
         until(lambda: engine.poll(job).sequence > 0)
-        os.kill(engine._process.pid, signal.SIGSTOP)
+        os.kill(engine._worker.process.pid, signal.SIGSTOP)
         state = engine.poll(job)
-        os.kill(engine._process.pid, signal.SIGCONT)
+        os.kill(engine._worker.process.pid, signal.SIGCONT)
         assert (state.status, state.job) == ("running", job)
         until(lambda: engine.poll(job).sequence > state.sequence)
 
@@ -279,7 +279,7 @@ def test_a_training_between_two_checkpoints_is_left_alone(tmp_path):
     with watched(tmp_path, after=0.3) as engine:
         examples = {"edits": "{}", "locality": "1.5", "steps": 1}
         state = finish(engine, engine.prepare(new_session(), "mend", examples, "p"))
-        assert state.status == "done" and engine._generation == 1
+        assert state.status == "done" and engine._worker.generation == 1
 
 
 # the network and the clock ----------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests import models
+
 PATIENCE = 30_000  # ms; a busy machine is slow, not wrong
 STORY = "Who is the Prime Minister of the United Kingdom?"
 
@@ -30,8 +32,11 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """The page as `editcore dashboard` starts it, from another directory; yields its address and process id."""
-    port, away = free_port(), tmp_path_factory.mktemp("elsewhere")
-    environment = {**os.environ, "EDITCORE_HOME": str(tmp_path_factory.mktemp("home"))}
+    port, away, roots = free_port(), tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("models")
+    models.model("llama").save_pretrained(roots / "tiny")
+    models.tokenizer().save_pretrained(roots / "tiny")
+    home = str(tmp_path_factory.mktemp("home"))
+    environment = {**os.environ, "EDITCORE_HOME": home, "EDITCORE_MODEL_ROOTS": str(roots)}
     command = [sys.executable, "-m", "editcore.cli", "dashboard", "--headless", "--port", str(port)]
     process = subprocess.Popen(command, cwd=away, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
@@ -202,3 +207,25 @@ def test_the_page_process_holds_no_torch(server: tuple[str, int], browser: Brows
     for process in pages:
         assert not [m.path for m in process.memory_maps() if "torch" in Path(m.path).name]
         assert process.memory_info().rss < 300_000_000
+
+
+def test_another_model_is_opened_from_the_page_and_an_old_session_has_its_own_back(
+    server: tuple[str, int], browser: Browser
+) -> None:
+    page = visit(browser, server[0])
+    apply_story(page)
+    session = page.url
+    page.get_by_role("button", name="Change model").click()
+    page.locator(".st-key-model-list").get_by_text("…/tiny").click()
+    page.get_by_role("button", name="Open it").click()
+    expect(page.get_by_text("…/tiny is being opened")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("…/tiny, 0.1 million parameters")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_label("Corrected answer")).to_have_value("Boris Johnson")
+    expect(page.get_by_text("Base model answers")).to_be_visible()
+    assert page.url != session
+    page.goto(session)
+    expect(page.get_by_text("These edits were made on world-2019; this page has …/tiny open")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("Apply edit"))).to_be_disabled()
+    page.get_by_role("button", name="Open world-2019 again").click()
+    expect(page.get_by_text("6.4 million parameters")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name=re.compile("Apply edit"))).to_be_enabled(timeout=PATIENCE)

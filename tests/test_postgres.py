@@ -113,7 +113,7 @@ def test_a_killed_engine_and_a_killed_page_lose_nothing_that_was_applied(tmp_pat
         job = engine.submit(session, [REQUEST], "rome", slow, "b")
         while not engine.poll(job).sequence:
             time.sleep(0.01)
-        os.kill(engine._process.pid, signal.SIGKILL)
+        os.kill(engine._worker.process.pid, signal.SIGKILL)
         assert finish(engine, job).status == "lost"
         assert engine.probe(session, ["?"])[0]["edited"]["answer"] == "Rome"
         cut = engine.submit(session, [REQUEST], "rome", slow, "c")

@@ -63,11 +63,11 @@ def test_the_engine_says_how_far_the_model_is_until_it_is_ready(tmp_path):
 
     said = []
 
-    def slow(model, home, say):
+    def slow(opening, home, say):
         for share in (1, 2):
             say(f"Loading {share} of 2 GB.")
             said.append(engine.health().message)
-        return fake_desk.open_desk("fake", home, say)
+        return fake_desk.open_desk(opening, home, say)
 
     with contextlib.closing(InlineEngine.__new__(InlineEngine)) as engine:
         InlineEngine.__init__(engine, "fake", tmp_path, slow)

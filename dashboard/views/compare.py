@@ -129,7 +129,7 @@ def outlook(wanted: EditRequest, plans: Sequence[tuple[str, dict[str, Any]]], pa
     asked = [to_plain(wanted), plans, page.comparison.job if page.comparison else ""]
     told = answers.remembered("outlook", asked)
     if told is None and not page.can_ask:
-        st.caption(frame.busy(page.running))
+        st.caption(frame.busy(page))
         return
     ask, methods = resources.engine().ask, [list(plan) for plan in plans]
     try:
@@ -389,8 +389,10 @@ def picked(page: Frame, job: JobState) -> None:
             return
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"##### {plain(title_of(one.method))} in full", width="stretch")
+            ours = page.health.model is not None and page.health.model.name == one.report.model
             st.button(
-                "Keep this edit", key="keep", type="primary", icon=":material/check:", disabled=not page.can_ask,
+                "Keep this edit", key="keep", type="primary", icon=":material/check:",
+                disabled=not (page.can_ask and ours),
                 on_click=keep, args=(page.session, one.report), help="Applies it, and opens it on the page Edit.",
             )  # fmt: skip
         request.error_beside("", "keep")

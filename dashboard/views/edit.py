@@ -104,7 +104,7 @@ def preflight(
             asked = [to_plain(wanted), method.name, settings]
             told = answers.remembered("preflight", asked)
             if told is None and not page.can_ask:
-                st.caption(frame.busy(page.running))
+                st.caption(frame.busy(page))
                 return ""
             ask, given = resources.engine().ask, {"request": asked[0], "method": method.name, "settings": settings}
             if told is None and not answers.awaited("suggest"):  # which completes the request
@@ -234,14 +234,14 @@ def pane(page: Frame) -> None:
     if alone:
         page = frame.still(page)
     health, view, busy = page.health, page.view, page.running is not None
-    embedded = health.model.embedded if health.model else resources.model_name() == WORLD_NAME
+    embedded = health.model.embedded if health.model else resources.engine().opening.model == WORLD_NAME
     names = [state.RESULT, *([state.BELIEFS] if embedded else []), state.ASK]
     if not state.known(state.PANE) or state.value(state.PANE) not in names:
         state.set_widget(state.PANE, state.RESULT if view.edited or page.edit or not embedded else state.BELIEFS)
     drawn = {
         state.RESULT: lambda: outcome(page),
         state.BELIEFS: lambda: beliefs.browser(health.model, busy),
-        state.ASK: lambda: ask.box(view, health, busy),
+        state.ASK: lambda: st.caption(frame.busy(page)) if page.stranger else ask.box(view, health, busy),
     }
     for name, tab in zip(names, st.tabs(names, key=state.PANE, on_change="rerun"), strict=True):
         if tab.open:

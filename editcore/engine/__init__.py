@@ -7,6 +7,7 @@ from editcore.engine.client import LocalEngine
 from editcore.engine.contract import Engine, Health, JobState, JobStatus, Sessions, SessionState
 from editcore.engine.inline import InlineEngine
 from editcore.home import home_dir, new_session
+from editcore.records import Opening
 
 __all__ = [
     "Engine",
@@ -15,6 +16,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "LocalEngine",
+    "Opening",
     "SessionState",
     "Sessions",
     "home_dir",

@@ -1,4 +1,4 @@
-"""The engine as a worker process of this machine: started, spoken to, restarted when it dies. Knows pipes, no torch.
+"""The engine over a worker process of this machine: its contract, and the jobs as last heard of. Knows no pipe.
 
 What the page relies on: no call waits for the model longer than it says; a worker that dies takes no committed edit
 with it; a job that was known here can be polled here, whatever became of its worker.
@@ -8,48 +8,44 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import logging
-import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from editcore.admission import admitted, public_name
 from editcore.engine import wire
-from editcore.engine.contract import Health, JobKind, JobState, Plans, outdated, recent
-from editcore.engine.inline import PROBE_TIMEOUT, wait
-from editcore.engine.process import begin, end
-from editcore.engine.queue import check_work, fail, unknown_job
+from editcore.engine.contract import FINISHED, Health, JobKind, JobState, Plans, outdated, recent
+from editcore.engine.inline import PROBE_TIMEOUT, still_busy, wait
+from editcore.engine.queue import check_work, unknown_job
 from editcore.engine.sessions import StoredSessions
+from editcore.engine.supervisor import Gone, Supervisor
 from editcore.engine.upload import unpacked
 from editcore.engine.watchdog import Sign, Watchdog, lost
-from editcore.errors import BadRequest, EditcoreError, EngineError
+from editcore.errors import BadRequest, EditcoreError, EngineBusy, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, Form, MethodInfo, from_plain, to_plain
+from editcore.records import EditReport, EditRequest, Form, MethodInfo, Opening, from_plain, to_plain
+from editcore.settings import chosen
 from editcore.store import Store
 
 CONTROL_TIMEOUT = 10.0  # seconds; control calls never wait for the model
 HEALTH_TIMEOUT = 0.4  # seconds; the page waits so long at most, and goes on with what it heard last
+LOOK_TIMEOUT = 40.0  # seconds for looking at a model that is to be opened; the hub may have to be asked
 FRESH = 0.4  # seconds for which what the worker said about its health is not asked again
 HASTE = 0.05  # seconds
 DRAIN = 12.0  # seconds the running edit may go on when the program is asked to end; the worker itself allows 10
-GIVE_UP_AFTER = 5  # deaths within a minute
 _REMEMBERED = 96  # jobs: each holds its report, and the page is a small process
 _COMPARISONS = 24  # of them
 _EVENTS = 2000  # kept per job
 RESTARTING = "The worker stopped and is being restarted; applied edits are kept."
 logger = logging.getLogger(__name__)
-
-
-class _Gone(EngineError):
-    """The worker died while it was asked."""
 
 
 @dataclass(slots=True)
@@ -76,69 +72,127 @@ class LocalEngine:
         self, model: str = "world-2019", home: Path | None = None, desk: str | None = None, backoff: float = 0.2,
         watchdog: Watchdog | None = None,
     ) -> None:  # fmt: skip
-        self._name = model
-        self._home = (home or home_dir()).absolute()
-        self._command = [sys.executable, "-m", "editcore.engine.worker", "--model", model, "--home", str(self._home)]
-        self._command += ["--desk", desk] if desk else []
-        self._backoff = backoff
+        self._home, self._desk, self._opening = (home or home_dir()).absolute(), desk, Opening(model)
         self._store = Store(self._home)
         self._sessions = StoredSessions(self._store, self._unfinished)
-        self._changed = threading.Condition()  # guards everything below
-        self._writing = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None  # alive, as far as known
-        self._generation = self._heard = 0  # how many workers there were; the one heard last
-        self._dead: str = ""  # why there will be no further worker
-        self._closed = False
-        self._numbers = itertools.count(1)
-        self._pending: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()  # guards everything below
         self._jobs: OrderedDict[str, _Known] = OrderedDict()
         self._keys: dict[tuple[str, str], str] = {}
+        self._submitting = 0  # jobs that are being handed over
+        self._changing = False  # the model is about to be changed
+        self._changed_at = 0  # the worker that was begun for another model than the one before it
+        self._hung: set[int] = set()  # workers that were replaced because they hung
         self._health = Health("starting", "The worker is being started.", None, 0, "loading", 0)
         self._health_of = (0, 0.0)  # the worker that said so, and monotonic seconds
-        self._supervisor = threading.Thread(target=self._supervise, name="editcore-worker", daemon=True)
-        self._supervisor.start()
-        self._hung: set[int] = set()  # generations of workers that were replaced because they hung
+        self._worker = Supervisor(self._command(), self._home / "logs" / "worker.log", backoff)
         threading.Thread(target=self._watch, args=(watchdog or Watchdog(),), daemon=True).start()
         atexit.register(self.close, DRAIN)
+
+    def _command(self) -> list[str]:
+        """What the worker of the model is begun with."""
+        options = ("model", "revision", "device", "dtype", "device_map")
+        given = [(name.replace("_", "-"), getattr(self._opening, name)) for name in options]
+        command = [sys.executable, "-m", "editcore.engine.worker", "--home", str(self._home)]
+        command += [f"--{name}={value}" for name, value in given if value]
+        return command + ([f"--desk={self._desk}"] if self._desk else [])
 
     # the contract ----------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
         """See `Engine.health`."""
-        with self._changed:
-            last, there, dead, (said_by, at) = self._health, self._process is not None, self._dead, self._health_of
-        if dead:
-            return replace(last, state="failed", message=dead, queue=0, busy=None, memory=0)
-        if there and said_by == self._generation and time.monotonic() - at < FRESH:
+        seen = self._worker.seen()
+        with self._lock:
+            last, (said_by, at) = self._health, self._health_of
+        there = seen.there
+        if seen.dead:
+            return replace(last, state="failed", message=seen.dead, queue=0, busy=None, memory=0)
+        if there and said_by == seen.generation and time.monotonic() - at < FRESH:
             return last
         if there:
             try:  # a worker that has not said anything yet is still starting: nobody waits for it
-                patience = HEALTH_TIMEOUT if self._heard == self._generation else HASTE
-                heard = from_plain(Health, self._control("health", patience))
-                if heard.state == "starting" and self._generation > 1:
-                    heard = replace(heard, state="restarting", message=RESTARTING, model=last.model)
-                with self._changed:
-                    self._health, self._health_of = heard, (self._generation, time.monotonic())
-                return heard
-            except _Gone:
+                heard = from_plain(Health, self._control("health", HEALTH_TIMEOUT if seen.heard else HASTE))
+                if heard.state == "starting" and seen.generation > 1:
+                    said = self._restarting(seen.generation, heard.message)
+                    heard = replace(heard, state="restarting", message=said, model=last.model)
+                if self._keep(heard, seen.generation):
+                    return heard
+                there = False
+            except Gone:
                 there = False
             except EngineError:
-                if self._heard == self._generation:
+                if seen.heard:
                     return replace(last, message="The worker is slow to answer.")
-        if self._generation == 0 or (there and self._generation == 1):
+        if seen.generation == 0 or (there and seen.generation == 1):
             return last
-        return replace(last, state="restarting", message=RESTARTING, queue=0, busy="loading", memory=0)
+        said = self._restarting(seen.generation if there else seen.generation + 1)
+        with self._lock:
+            return replace(self._health, state="restarting", message=said, queue=0, busy="loading", memory=0)
+
+    def _keep(self, heard: Health, generation: int) -> bool:
+        """Remember what this worker said about its health, unless another has taken its place since."""
+        with self._lock:
+            if self._worker.is_gone(generation):
+                return False
+            self._health, self._health_of = heard, (generation, time.monotonic())
+            return True
+
+    def _restarting(self, generation: int, said: str = "") -> str:
+        """Why there is no answer until this worker is ready, in words."""
+        if generation != self._changed_at:
+            return RESTARTING
+        return f"{public_name(self._opening.model)} is being opened. {said}".strip()
 
     def methods(self) -> tuple[MethodInfo, ...]:
         """See `Engine.methods`."""
         from editcore.engine.menu import method_menu  # late: that module is also run as a program
 
-        return method_menu(self._name)
+        return method_menu(self._opening.model)
+
+    @property
+    def opening(self) -> Opening:
+        """See `Engine.opening`."""
+        return self._opening
+
+    def open(self, opening: Opening) -> None:
+        """See `Engine.open`."""
+        opening = replace(opening, model=admitted(opening.model.strip(), chosen()))
+        if opening == self._opening and self.health().state == "restarting":
+            return  # the same click twice
+        with self._no_job_begins():
+            under_way = sum(status not in FINISHED for _, status, *_ in self._unfinished_jobs())
+            if under_way:
+                raise still_busy(under_way)
+            self._look(opening)
+            with self._lock:
+                self._opening = opening
+                self._changed_at = coming = self._worker.replace(self._command())
+                self._health = Health("restarting", self._restarting(coming), None, 0, "loading", 0)
+                self._health_of = (0, 0.0)
+
+    @contextmanager
+    def _no_job_begins(self) -> Iterator[None]:
+        with self._lock:
+            if self._changing or self._submitting:
+                raise still_busy(self._submitting)
+            self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+
+    def _look(self, opening: Opening) -> None:
+        """What can be told before the loaded model goes is told now. Raises ModelError: this one cannot be opened."""
+        if self.health().state != "ready":
+            return
+        try:
+            self.ask("look", LOOK_TIMEOUT, **to_plain(opening))
+        except EngineError as error:
+            logger.warning("the model could not be looked at before it was opened: %s", error)
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """See `Engine.ask`."""
         until = time.monotonic() + timeout
-        answer = self._send("ask", timeout, name=name, arguments=arguments, timeout=timeout)[0]
+        answer = self._worker.send("ask", timeout, name=name, arguments=arguments, timeout=timeout)[0]
         return wait(answer, name, timeout, self.health, until)
 
     @property
@@ -181,24 +235,35 @@ class LocalEngine:
     def view(self, session: str, edit: str, which: str, request: int = 0) -> EditReport:
         """See `Engine.view`."""
         given = {"session": check_session(session), "edit": edit, "which": which, "request": request}
-        answer, _ = self._send("view", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
+        answer, _ = self._worker.send("view", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
         return from_plain(EditReport, wait(answer, "view", PROBE_TIMEOUT, self.health))
 
     def _submit(self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str) -> str:
         check_session(session)
         check_work(kind, requests, plans)
-        with self._changed:
+        with self._lock:
             if (session, key) in self._keys:
                 return self._keys[session, key]
+            if self._changing:
+                raise EngineBusy("Another model is being opened.", "", "Try again when it is there.")
+            self._submitting += 1
+        try:
+            return self._hand_over(kind, session, requests, plans, key)
+        finally:
+            with self._lock:
+                self._submitting -= 1
+
+    def _hand_over(self, kind: JobKind, session: str, requests: Sequence[EditRequest], plans: Plans, key: str) -> str:
         given = {
             "requests": [to_plain(request) for request in requests],
             "plans": [[method, dict(settings)] for method, settings in plans],
         }
-        answer, generation = self._send("submit", CONTROL_TIMEOUT, kind=kind, session=session, key=key, **given)
+        asked = {"kind": kind, "session": session, "key": key, **given}
+        answer, generation = self._worker.send("submit", CONTROL_TIMEOUT, **asked)
         job: str = wait(answer, "submit", CONTROL_TIMEOUT, lambda: self._health)
         methods = tuple(method for method, _ in plans)
         fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0, kind, methods)
-        with self._changed:
+        with self._lock:
             self._keys[session, key], self._health_of = job, (0, 0.0)
             self._jobs.setdefault(job, _Known(fresh, generation, (session, key)))
             self._forget_old()
@@ -237,56 +302,26 @@ class LocalEngine:
         check_session(session)
         check_prompts(prompts)
         given = {"session": session, "prompts": list(prompts), "form": form}
-        answer, _ = self._send("probe", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
+        answer, _ = self._worker.send("probe", PROBE_TIMEOUT, **given, timeout=PROBE_TIMEOUT)
         result: list[dict[str, Any]] = wait(answer, "probe", PROBE_TIMEOUT, self.health)
         return result
 
     def close(self, drain: float = 0.0) -> None:
         """See `Engine.close`; for `drain` seconds the running edit may finish first."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed, self._dead = True, "The engine was closed."
-            process = self._process
-            self._changed.notify_all()
+        if self._worker.closed:
+            return
         atexit.unregister(self.close)
-        if process is not None:
-            end(process, drain)
-        self._supervisor.join(2.0)
+        self._worker.close(drain)
         self._store.close()
 
-    # calls -----------------------------------------------------------------------------------------------------
-
     def _control(self, call: str, timeout: float = CONTROL_TIMEOUT, /, **arguments: Any) -> Any:
-        answer, _ = self._send(call, timeout, **arguments)
+        answer, _ = self._worker.send(call, timeout, **arguments)
         return wait(answer, call, timeout, lambda: self._health)
-
-    def _send(self, call: str, patience: float, /, **arguments: Any) -> tuple[Future[Any], int]:
-        """Send one call to the worker; while it is being restarted, wait for it up to `patience` seconds."""
-        number, answer = next(self._numbers), Future[Any]()
-        try:
-            line = wire.dumps({"id": number, "call": call, "arguments": arguments})
-        except (TypeError, ValueError) as error:
-            raise EngineError(f"What {call!r} was given is not plain data.", "", "Send text and numbers.") from error
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._process is not None or bool(self._dead), patience):
-                raise EngineError("The worker is being restarted.", "", "Try again in a moment.")
-            if self._dead or self._process is None:
-                raise EngineError(self._dead)
-            process, generation = self._process, self._generation
-            self._pending[number] = answer
-        answer.add_done_callback(lambda _: self._pending.pop(number, None))
-        pipe: IO[bytes] | None = process.stdin
-        with contextlib.suppress(OSError, ValueError), self._writing:  # a broken pipe: the supervisor fails the answer
-            if pipe is not None:
-                pipe.write(line)
-                pipe.flush()
-        return answer, generation
 
     # jobs ------------------------------------------------------------------------------------------------------
 
     def _find(self, job: str) -> _Known:
-        with self._changed:
+        with self._lock:
             known = self._jobs.get(job)
         if known is None:
             raise unknown_job()
@@ -294,7 +329,7 @@ class LocalEngine:
 
     def _unfinished(self, session: str) -> str | None:
         """The session's latest job that has not ended, as far as known; asks the worker about it."""
-        with self._changed:
+        with self._lock:
             mine = [job for job, one in self._jobs.items() if one.state.session == session and not one.state.finished]
         for job in reversed(mine):
             with contextlib.suppress(EditcoreError):
@@ -304,7 +339,7 @@ class LocalEngine:
 
     def _merge(self, known: _Known, heard: JobState, have: int) -> None:
         """Take in what the worker said; its outcomes are those behind the first `have`."""
-        with self._changed:
+        with self._lock:
             old = known.state
             new = len(old.outcomes) - have  # outcomes another poll brought meanwhile
             if old.finished or heard.sequence < old.sequence or len(heard.outcomes) < new:
@@ -316,18 +351,16 @@ class LocalEngine:
 
     def _settle(self, known: _Known) -> None:
         """Decide about a job whose worker is gone: done when its row was written, else lost."""
-        with self._changed:
-            gone = known.generation != self._generation or (self._process is None and self._generation > 0)
-        if known.state.finished or not (gone or self._dead):
+        if known.state.finished or not self._worker.is_gone(known.generation):
             return
         report: EditReport | None = None
         with contextlib.suppress(EditcoreError, OSError):
             if edit := self._store.committed(known.state.job):
                 report = self._store.edit(known.state.session, edit).reports[0]
-            if not self._closed:  # else it may still be finishing, or is told of when the program is back
+            if not self._worker.closed:  # else it may still be finishing, or is told of when the program is back
                 self._store.end_job(known.state.job, lost=report is None)
                 self._store.blobs.discard(known.state.job)
-        with self._changed:
+        with self._lock:
             if known.state.finished:
                 return
             if report is not None:
@@ -343,60 +376,13 @@ class LocalEngine:
         for job in outdated(known, _REMEMBERED, _COMPARISONS):
             self._keys.pop(self._jobs.pop(job).key, None)
 
-    # supervision -----------------------------------------------------------------------------------------------
-
-    def _supervise(self) -> None:
-        deaths: deque[float] = deque()
-        while True:
-            code = self._run_worker()
-            with self._changed:
-                if self._closed:
-                    return
-                now = time.monotonic()
-                deaths.append(now)
-                while now - deaths[0] > 60.0:
-                    deaths.popleft()
-                logger.warning("the worker ended with code %s", code)
-                if len(deaths) >= GIVE_UP_AFTER:
-                    self._dead = (
-                        f"The worker stopped {len(deaths)} times within a minute and is not started again. "
-                        f"The log file {self._home / 'logs' / 'worker.log'} has the reason. Restart the dashboard."
-                    )
-                    self._changed.notify_all()
-                    return
-                self._changed.wait_for(lambda: self._closed, self._backoff * 2 ** (len(deaths) - 1))
-                if self._closed:
-                    return
-
-    def _run_worker(self) -> int | None:
-        """One worker from start to end; returns its exit code, None when it could not be started."""
-        try:
-            process = begin(self._command, self._home / "logs" / "worker.log")
-        except OSError:
-            logger.exception("the worker could not be started")
-            return None
-        with self._changed:
-            if self._closed:  # between the decision to start and the start
-                end(process)
-                return process.returncode
-            self._process, self._generation = process, self._generation + 1
-            self._changed.notify_all()
-        if process.stdout is not None:
-            for line in process.stdout:
-                self._hear(line)
-        process.wait()
-        self._bury()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-        return process.returncode
+    # hung workers ----------------------------------------------------------------------------------------------
 
     def _watch(self, watchdog: Watchdog) -> None:
         """Cancel what gives no sign any more; replace the worker when that does not help."""
-        while not self._is_closed_within(watchdog.interval):
+        while not self._worker.is_closed_within(watchdog.interval):
             jobs = self._unfinished_jobs()
-            sign = Sign(self.health().busy, (self._generation, self._health.memory, self._health.queue, *jobs))
+            sign = Sign(self.health().busy, (self._worker.generation, self._health.memory, self._health.queue, *jobs))
             said = watchdog.judge(sign, time.monotonic())
             if said == "cancel":
                 for job in [job for job, status, *_ in jobs if status == "running"]:
@@ -404,46 +390,16 @@ class LocalEngine:
                     with contextlib.suppress(EditcoreError):
                         self.cancel(job)
             elif said == "replace":
-                with self._changed:
-                    self._hung.add(self._generation)
-                    if self._process is not None:
-                        logger.error("the worker hangs and is replaced")
-                        self._process.kill()
-
-    def _is_closed_within(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed, seconds)
+                logger.error("the worker hangs and is replaced")
+                self._hung.add(self._worker.generation)
+                self._worker.kill()
 
     def _unfinished_jobs(self) -> list[tuple[str, str, int, int]]:
         """Job, status, events and outcomes of what is under way, as the worker says now."""
-        with self._changed:
+        with self._lock:
             names = [job for job, known in self._jobs.items() if not known.state.finished]
         for job in names:
             with contextlib.suppress(EditcoreError):
                 self.poll(job)
         states = [known.state for job in names if (known := self._jobs.get(job))]
         return [(state.job, state.status, state.sequence, len(state.outcomes)) for state in states]
-
-    def _bury(self) -> None:
-        """No worker any more: first nobody can reach it, then everybody who waits is told."""
-        with self._changed:
-            self._process, self._health = None, replace(self._health, busy="loading")
-            waiting, closed = list(self._pending.values()), self._closed
-        for answer in waiting:
-            said = "The engine was closed." if closed else "The worker stopped before it could answer."
-            fail(answer, _Gone(said, "", "" if closed else "It is being restarted; try again in a moment."))
-
-    def _hear(self, line: bytes) -> None:
-        try:
-            message = wire.loads(line)
-            answer = self._pending.get(message["id"])
-        except (ValueError, KeyError, TypeError):
-            logger.error("a line of %d bytes from the worker is no answer", len(line))
-            return
-        self._heard = self._generation
-        if answer is None or not answer.set_running_or_notify_cancel():
-            return  # nobody waits any more
-        if "error" in message:
-            answer.set_exception(wire.error_from_plain(message["error"]))
-        else:
-            answer.set_result(message.get("result"))

@@ -9,8 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from editcore.history import Move, Row
-from editcore.records import Checkup, EditReport, EditRequest, Form, MethodInfo, ModelInfo, Outcome, Progress
+from editcore.history import Base, Move, Row
+from editcore.records import (
+    Checkup,
+    EditReport,
+    EditRequest,
+    Form,
+    MethodInfo,
+    ModelInfo,
+    Opening,
+    Outcome,
+    Progress,
+)
 from editcore.remade import Remade
 from editcore.store.library import Library
 
@@ -74,6 +84,7 @@ class SessionState:
     name: str = ""  # given by a person
     interrupted: str = ""  # what became of a job that never ended, in a sentence; until another begins
     cut: str = ""  # that job, when `Engine.again` can run it
+    base: Base | None = None  # the model its edits were made on; None: it holds none
 
 
 class Sessions(Protocol):
@@ -90,6 +101,10 @@ class Sessions(Protocol):
 
     def reports(self, session: str, edit: str) -> tuple[EditReport, ...]:
         """What an edit of this session did when it was made: one report a request. Raises BadRequest: there is none."""
+        ...
+
+    def opening(self, base: Base) -> Opening | None:
+        """What opens this model again; None where nobody here can tell."""
         ...
 
     def move(self, session: str, move: Move) -> SessionState:
@@ -134,13 +149,31 @@ class Engine(Protocol):
         ...
 
     def methods(self) -> tuple[MethodInfo, ...]:
-        """The menu of editing methods; needs no worker."""
+        """The menu of editing methods, with the defaults that suit the model; needs no worker."""
+        ...
+
+    @property
+    def opening(self) -> Opening:
+        """How the model was opened that is loaded, or being loaded."""
+        ...
+
+    def open(self, opening: Opening) -> None:
+        """Put another model in the place of the loaded one, for everybody; returns before it is loaded.
+
+        The loaded one goes first, so that two are never in memory. What can be told before that is told before it.
+
+        Raises:
+            EngineBusy: somebody's job is queued or running.
+            ModelError: it may not be opened here, or cannot be; the loaded one stays.
+        """
         ...
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """Put a short question to the model ("preflight", "suggest", "believe"); answers are plain data.
 
-        "check_up" (session) answers nothing: it reads how the session's model is now, for `Sessions.course`.
+        "models" (device, dtype) lists the models at hand (see `picker`); "look" (an opening's fields) raises what
+        stands against opening one. "check_up" (session) answers nothing: it reads how the session's model is now, for
+        `Sessions.course`.
 
         Raises:
             EngineError: no answer within `timeout` seconds, or the worker broke.

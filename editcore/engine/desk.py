@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from editcore import measure, pace, suggest
-from editcore.admission import discreet, public_name
+from editcore.admission import completed, discreet, public_name
 from editcore.edit import (
     Before,
     check_request,
@@ -39,14 +39,17 @@ from editcore.history import check_strength
 from editcore.learned import Dials, Heard
 from editcore.locate import locate
 from editcore.methods import prepare_method
-from editcore.opening import load
+from editcore.opened import remember_opening
+from editcore.opening import load, look
 from editcore.patch import Patch, load_patch
+from editcore.picker import at_hand
 from editcore.records import (
     Checkup,
     EditReport,
     EditRequest,
     Form,
     ModelInfo,
+    Opening,
     Progress,
     from_plain,
     to_plain,
@@ -98,6 +101,8 @@ class Desk:
             "outlook": self._outlook,
             "suggest": self._suggest,
             "believe": self._believe,
+            "models": self._models,
+            "look": self._look,
         }
         if name not in questions:
             raise BadInput(f"The engine knows no question {name!r}.", f"It knows {', '.join(questions)}.")
@@ -146,6 +151,36 @@ class Desk:
         values = iter(measure.mean_probabilities(rows, logits))
         scored = [[next(values) if a.strip() else 0.0 for a in group] for group in candidates]
         return [{"answer": o, "probability": s[0], "candidates": s[1:]} for o, s in zip(own, scored, strict=True)]
+
+    def _models(self, device: str = "", dtype: str = "", device_map: str = "") -> Any:
+        """The models at hand, the embedded one first; the loaded one's memory counts as free."""
+        limits = chosen()
+        wanted = completed(Opening("", "", device, dtype, device_map), limits)
+        found = at_hand(
+            limits.models, limits.model_roots, wanted.device or None, wanted.dtype or None, bool(wanted.device_map),
+            self._returned,
+        )  # fmt: skip
+        return [
+            {**to_plain(c), "fits": c.fits, "formats": c.formats, "shown": public_name(c.name),
+             "problem": discreet(ModelError(c.problem)).seen}
+            for c in found
+        ]  # fmt: skip
+
+    def _look(self, **opening: str) -> None:
+        """Raises ModelError: it cannot be opened; the page's visitor has named it, and nothing else is told."""
+        wanted = completed(Opening(**opening), chosen())
+        try:
+            look(
+                wanted.model, revision=wanted.revision or None, device=wanted.device or None,
+                dtype=wanted.dtype or None, device_map=wanted.device_map or None, returned=self._returned,
+            )  # fmt: skip
+        except ModelError as error:
+            raise discreet(error) from None
+
+    def _returned(self, device: torch.device) -> int:
+        """Bytes that are free on a device once the loaded model has gone."""
+        held = [p for p in self.handle.model.parameters() if p.device.type == device.type]
+        return sum(p.nbytes for p in held if device.index in (None, p.device.index))
 
     def edit(
         self,
@@ -319,8 +354,10 @@ class Desk:
         ]
 
 
-def open_desk(model: str, home: Path, say: Callable[[str], None] = lambda words: None) -> Desk:
-    """Loads the model as the settings say and runs one edit on scratch: a visitor's first is then as quick as others.
+def open_desk(opening: Opening, home: Path, say: Callable[[str], None] = lambda words: None) -> Desk:
+    """Loads the model and runs one edit on scratch: a visitor's first is then as quick as others.
+
+    What the opening leaves open is as the settings say.
 
     Args:
         say: told how far it is, in a sentence.
@@ -328,16 +365,17 @@ def open_desk(model: str, home: Path, say: Callable[[str], None] = lambda words:
     Raises:
         ModelError: it cannot be loaded; what only the owner of this machine may read stands in the log alone.
     """
-    limits = chosen()
+    wanted = completed(opening, chosen())
     try:
         handle = load(
-            model, revision=limits.revision or None, device=limits.device or None, dtype=limits.dtype or None,
-            device_map=limits.device_map or None, listen=lambda loaded: say(str(loaded)),
+            wanted.model, revision=wanted.revision or None, device=wanted.device or None, dtype=wanted.dtype or None,
+            device_map=wanted.device_map or None, listen=lambda loaded: say(str(loaded)),
         )  # fmt: skip
     except ModelError as error:
         logger.error("%s", error)
         raise discreet(error) from None
-    handle.name = public_name(model)
+    handle.name = public_name(wanted.model)
+    remember_opening(home, handle.fingerprint, replace(opening, revision=handle.revision))
     desk = Desk(handle, home)
     say("The model is here; how fast it reads is being timed.")
     pace.of(desk.handle)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from editcore.records import Checkup, EditReport, EditRequest, Form, ModelInfo, Progress
+from editcore.records import Checkup, EditReport, EditRequest, Form, ModelInfo, Opening, Progress
 
 Standing = Sequence[tuple[Path, float]]  # folders of the patches in place, with their strength, oldest first
 Taken = tuple[Path, float, Sequence[EditReport]]  # folder, strength and reports of an edit to be taken away
@@ -117,3 +117,6 @@ class DeskLike(Protocol):
 
     def memory(self) -> int:
         """Bytes held by the model and its patches."""
+
+
+OpenDesk = Callable[[Opening, Path, Callable[[str], None]], DeskLike]  # from an opening and home; says how far it is

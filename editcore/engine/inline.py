@@ -6,21 +6,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from editcore.admission import admitted
 from editcore.engine import wire
 from editcore.engine.contract import Health, JobState, Plans
-from editcore.engine.hands import DeskLike
+from editcore.engine.hands import OpenDesk
 from editcore.engine.room import Room
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.upload import unpacked
-from editcore.errors import EngineError
+from editcore.errors import EngineBusy, EngineError
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, Form, MethodInfo, from_plain
+from editcore.records import EditReport, EditRequest, Form, MethodInfo, Opening, from_plain, to_plain
+from editcore.settings import chosen
 from editcore.store import Store
 
-OpenDesk = Callable[[str, Path, Callable[[str], None]], DeskLike]
 PROBE_TIMEOUT = 60.0  # seconds
 
 
@@ -30,16 +32,20 @@ class InlineEngine:
     Args:
         model: name of the model to load.
         home: folder of the sessions; None: `home_dir()`.
-        open_desk: makes the desk from model name and home, and says how far it is; None: the real one.
+        open_desk: makes the desk from an opening and home, and says how far it is; None: the real one.
     """
 
     def __init__(self, model: str = "world-2019", home: Path | None = None, open_desk: OpenDesk | None = None) -> None:
-        folder, self._name = home or home_dir(), model
-        self._home, self._store = folder, Store(folder)
-        self._room = Room(lambda say: (open_desk or _real_desk())(model, folder, say), self._store)
-        self._sessions = StoredSessions(self._store, self._room.unfinished)
-        self._room.start()
+        self._home, self._opening, self._open_desk = home or home_dir(), Opening(model), open_desk
+        self._store = Store(self._home)
+        self._begin()
+        self._sessions = StoredSessions(self._store, lambda session: self._room.unfinished(session))
         self._closed = False
+
+    def _begin(self) -> None:
+        opening, home = self._opening, self._home
+        self._room = Room(lambda say: (self._open_desk or _real_desk())(opening, home, say), self._store)
+        self._room.start()
 
     def health(self) -> Health:
         """See `Engine.health`."""
@@ -49,7 +55,24 @@ class InlineEngine:
         """See `Engine.methods`."""
         from editcore.engine.menu import method_menu  # late: that module is also run as a program
 
-        return method_menu(self._name)
+        return method_menu(self._opening.model)
+
+    @property
+    def opening(self) -> Opening:
+        """See `Engine.opening`."""
+        return self._opening
+
+    def open(self, opening: Opening) -> None:
+        """See `Engine.open`."""
+        opening = replace(opening, model=admitted(opening.model.strip(), chosen()))
+        if count := self._room.under_way():
+            raise still_busy(count)
+        if self._room.health().state == "ready":
+            self.ask("look", PROBE_TIMEOUT, **to_plain(opening))
+        self._room.drain(finish=0.0, stop=5.0)
+        self._room.join(5.0)
+        self._opening = opening
+        self._begin()
 
     def ask(self, name: str, timeout: float = 20, **arguments: Any) -> Any:
         """See `Engine.ask`."""
@@ -133,6 +156,20 @@ def wait(
             f"The engine is busy ({busy})." if busy else "",
             "Try again when it is free, or cancel the edit that runs.",
         ) from error
+
+
+def still_busy(jobs: int) -> EngineBusy:
+    """Why another model cannot be opened now.
+
+    Args:
+        jobs: that are queued, running or being handed over.
+    """
+    seen = f"{jobs} {'job is' if jobs == 1 else 'jobs are'} queued or running on the model that is open."
+    return EngineBusy(
+        seen if jobs else "Another model is being opened already.",
+        "It is opened when nothing is under way, here or for anybody else." if jobs else "",
+        "Wait until they are done, or cancel them." if jobs else "Wait until it is there.",
+    )
 
 
 def _real_desk() -> OpenDesk:

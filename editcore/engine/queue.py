@@ -25,7 +25,9 @@ from editcore.settings import chosen
 _REMEMBERED = 256  # finished jobs that can still be polled
 _COMPARISONS = 32  # of them
 _EVENTS = 2000  # kept per job
-SHORT = frozenset({"preflight", "outlook", "suggest", "believe", "probe", "view"})  # answered between steps too
+SHORT = frozenset(
+    {"preflight", "outlook", "suggest", "believe", "probe", "view", "models"}
+)  # answered between steps too
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
@@ -161,6 +163,11 @@ class WorkQueue:
         """The session's job that is queued or running."""
         with self._changed:
             return next((j.job for j in reversed(self._jobs.values()) if _open(j) and j.session == session), None)
+
+    def under_way(self) -> int:
+        """How many jobs wait or run."""
+        with self._changed:
+            return len(self._waiting) + (self._running is not None)
 
     def waiting(self) -> int:
         """How many jobs wait."""

@@ -27,7 +27,7 @@ from editcore.engine.hands import DeskLike, Trial
 from editcore.engine.queue import Job, Question, WorkQueue
 from editcore.engine.sessions import CHECKUP, REMADE, print_of_view, to_be_noted
 from editcore.engine.upload import DISK
-from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError, is_out_of_memory
+from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError, WrongModel, is_out_of_memory
 from editcore.gate import check_prompts
 from editcore.history import Stack
 from editcore.home import check_session
@@ -107,6 +107,10 @@ class Room:
         """The session's job that is queued or running."""
         return self._queue.unfinished(session)
 
+    def under_way(self) -> int:
+        """How many jobs are queued or running."""
+        return self._queue.under_way()
+
     def ask(self, name: str, arguments: Mapping[str, Any], timeout: float) -> Future[Any]:
         """A question for the desk; see `Engine.ask`."""
         return self._queue.ask(name, arguments, timeout)
@@ -129,6 +133,10 @@ class Room:
             self._cutting_off = True
             self._queue.stop_running()
             self._queue.wait_idle(stop)
+
+    def join(self, seconds: float) -> None:
+        """Wait until the model is let go, at most so long; to be called after `drain`."""
+        self._thread.join(seconds)
 
     # the work thread -------------------------------------------------------------------------------------------
 
@@ -161,6 +169,7 @@ class Room:
     def _answer(self, desk: DeskLike, question: Question) -> None:
         try:
             if question.name == "probe":
+                self._check_base(question.arguments["session"])
                 standing = self._store.standing(question.arguments["session"])
                 result = desk.probe(standing, question.arguments["prompts"], question.arguments["form"])
             elif question.name == "check_up":
@@ -200,6 +209,8 @@ class Room:
         fault: BaseException | None = None
         self._lent = 0.0
         try:
+            if job.kind != "preparation":
+                self._check_base(job.session)
             end = kinds[job.kind](desk, job)
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
             self._store.blobs.discard(job.job)
@@ -218,6 +229,15 @@ class Room:
                 self._check_up(desk, job.session)
             except Exception:  # the edit is committed; its health is a line in a chart
                 logger.exception("the edited model could not be checked")
+
+    def _check_base(self, session: str) -> None:
+        """Raises WrongModel when the session holds edits of another model, be they switched off."""
+        base = self._store.base(session)
+        if base and self._model and not base.is_of(self._model):
+            raise WrongModel(
+                f"The edits of this session were made on {base.model}.", f"{self._model.name} is open now.",
+                "Start a new session, or open that model again.",
+            )  # fmt: skip
 
     def _edit(self, desk: DeskLike, job: Job) -> EditReport:
         ((method, settings),) = job.plans

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from editcore import history
+from editcore.admission import HUB_ID
+from editcore.assets import WORLD_NAME
 from editcore.engine.contract import AGAIN, JobKind, Plans, SessionState
 from editcore.errors import EngineBusy
-from editcore.history import Move
+from editcore.history import Base, Move
 from editcore.home import check_session
-from editcore.records import Checkup, EditReport, EditRequest, from_plain, to_plain
+from editcore.opened import recalled_opening
+from editcore.records import Checkup, EditReport, EditRequest, Opening, from_plain, to_plain
 from editcore.remade import Remade
 from editcore.store import Library, Store
 
@@ -49,7 +52,7 @@ class StoredSessions:
         seen, cut = self._store.history(session), self._store.interrupted(session, self._cut)
         return SessionState(
             session, seen.rows, seen.undo, seen.redo, job, seen.edited, seen.name,
-            _INTERRUPTED[cut.kind] if cut else "", cut.id if cut and cut.work else "",
+            _INTERRUPTED[cut.kind] if cut else "", cut.id if cut and cut.work else "", seen.base,
         )  # fmt: skip
 
     def dismiss(self, session: str) -> None:
@@ -68,6 +71,12 @@ class StoredSessions:
     def reports(self, session: str, edit: str) -> tuple[EditReport, ...]:
         """See `Sessions.reports`."""
         return self._store.edit(session, edit).reports
+
+    def opening(self, base: Base) -> Opening | None:
+        """See `Sessions.opening`."""
+        known = recalled_opening(self._store.home, base.fingerprint)
+        named = base.model == WORLD_NAME or HUB_ID.fullmatch(base.model)
+        return known or (Opening(base.model) if named else None)
 
     def move(self, session: str, move: Move) -> SessionState:
         """See `Sessions.move`."""

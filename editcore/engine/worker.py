@@ -1,9 +1,9 @@
 """The worker process: calls come in on its standard input, answers go out on what was its standard output.
 
-`python -m editcore.engine.worker --model NAME --home FOLDER`. Knows the room and the pipe; torch comes in only with
-the desk. Libraries print: before the desk is imported, file descriptor 1 is pointed at the log and the pipe kept
-under another number, so nothing they print can reach the protocol. Leaves when its input closes; on SIGTERM it
-lets the running edit finish, within limits. SIGINT is for the parent and ignored here.
+`python -m editcore.engine.worker --model NAME --home FOLDER`; more options say how the model is opened. Knows the room
+and the pipe; torch comes in only with the desk. Libraries print: before the desk is imported, file descriptor 1 is
+pointed at the log and the pipe kept under another number, so nothing they print can reach the protocol. Leaves when
+its input closes; on SIGTERM it lets the running edit finish, within limits. SIGINT is for the parent and ignored here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from editcore.engine import wire
-from editcore.engine.hands import DeskLike
+from editcore.engine.hands import OpenDesk
 from editcore.engine.room import Room
 from editcore.errors import EditcoreError, EngineError
-from editcore.records import EditRequest, from_plain, to_plain
+from editcore.records import EditRequest, Opening, from_plain, to_plain
 from editcore.store import Library, Store
 
 COURTESY = 5  # added to the niceness: a page that has something to draw goes first
@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     home = Path(options.home)
     store = Store(home)
     Library(store).prune()
-    room = Room(lambda say: _open(options.desk)(options.model, home, say), store, _leave_soon)
+    opening = Opening(options.model, options.revision, options.device, options.dtype, options.device_map)
+    room = Room(lambda say: _open(options.desk)(opening, home, say), store, _leave_soon)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _in_background(lambda: _leave(room, options.grace)))
     room.start()
@@ -130,6 +131,8 @@ class Server:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m editcore.engine.worker", description="Serves one model.")
     parser.add_argument("--model", required=True, help="name of the model")
+    for name in ("revision", "device", "dtype", "device-map"):
+        parser.add_argument(f"--{name}", default="", help="as `load` takes it; left out: as the settings say")
     parser.add_argument("--home", required=True, help="folder of sessions and logs")
     parser.add_argument("--desk", default="editcore.engine.desk:open_desk", help="module:function that opens the desk")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds a running edit may go on after SIGTERM")
@@ -147,9 +150,9 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
     return calls, answers
 
 
-def _open(name: str) -> Callable[[str, Path, Callable[[str], None]], DeskLike]:
+def _open(name: str) -> OpenDesk:
     module, _, function = name.partition(":")
-    desk: Callable[[str, Path, Callable[[str], None]], DeskLike] = getattr(importlib.import_module(module), function)
+    desk: OpenDesk = getattr(importlib.import_module(module), function)
     return desk
 
 

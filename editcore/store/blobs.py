@@ -7,14 +7,17 @@ first one). A folder appears complete or not at all: it is flushed and then rena
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Container
+from functools import lru_cache
 from pathlib import Path
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
+HEAD = "patch.json"  # of a patch: everything about it but its tensors
 STALE = 86_400.0  # seconds after which a scratch folder, or a patch nobody refers to, is rubbish
 
 
@@ -67,6 +70,13 @@ class Blobs:
             raise ValueError("not the address of a patch")
         return self._root / address[:2] / address
 
+    def base(self, address: str) -> tuple[str, str]:
+        """Name and fingerprint of the model a patch was made for; two empty texts where its head does not say."""
+        try:
+            return _base(self.path(address) / HEAD)
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", ""
+
     def sweep(self, wanted: Container[str], now: float | None = None) -> int:
         """Remove what is older than a day and referred to by nobody; returns how many folders went."""
         before, gone = (time.time() if now is None else now) - STALE, 0
@@ -80,6 +90,12 @@ class Blobs:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+@lru_cache(maxsize=4096)  # at an address nothing changes; what cannot be read is not kept
+def _base(head: Path) -> tuple[str, str]:
+    told = json.loads(head.read_text(encoding="utf-8"))
+    return str(told["model"]), str(told["fingerprint"])
 
 
 def _hash(folder: Path) -> str:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from editcore import history
 from editcore.errors import BadRequest
-from editcore.history import Move, Place, Row, Stack
+from editcore.history import Base, Move, Place, Row, Stack
 from editcore.home import check_session
 from editcore.records import EditReport, Scores, from_plain, to_plain
 from editcore.store.blobs import Blobs
@@ -68,6 +68,7 @@ class History:
     undo: str  # what undo would take back, in words; "": nothing
     redo: str  # what redo would do again; "": nothing
     edited: bool  # the session's model differs from the base
+    base: Base | None = None  # of the edits in the stack; None: there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +107,28 @@ class Store:
                 return History(session, "", "", (), "", "", False)
             near = {n: said for n, said in _actions_near(at, session, head.cursor)}
             stack = _stack(at, session, head.cursor)
-            found = _rows(at, stack)
+            found, base = _rows(at, stack), self._base(at, stack, head.model)
         undo, redo = near.get(head.cursor, ""), near.get(head.cursor + 1, "")
-        return History(session, head.name, head.model, found, undo, redo, bool(history.in_place(stack)))
+        return History(session, head.name, head.model, found, undo, redo, bool(history.in_place(stack)), base)
 
     def stack(self, session: str) -> Stack:
         """What is in place, and what is switched off."""
         with self.database.reading() as at:
             cursor = at.execute(sa.select(sessions.c.cursor).where(sessions.c.id == check_session(session))).scalar()
             return _stack(at, session, cursor or 0)
+
+    def base(self, session: str) -> Base | None:
+        """The model that the edits of the stack were made on, switched on or off; None: there are none."""
+        with self.database.reading() as at:
+            head = at.execute(sa.select(sessions).where(sessions.c.id == check_session(session))).first()
+            return None if head is None else self._base(at, _stack(at, session, head.cursor), head.model)
+
+    def _base(self, at: sa.Connection, stack: Stack, model: str) -> Base | None:
+        if not stack:
+            return None
+        blob = at.execute(sa.select(edits.c.blob).where(edits.c.id == stack[0].edit)).scalar_one()
+        name, fingerprint = self.blobs.base(blob)
+        return Base(name or model, fingerprint)
 
     def standing(self, session: str) -> list[tuple[Path, float]]:
         """The patches that count, with their strength, oldest first."""
