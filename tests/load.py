@@ -121,9 +121,12 @@ class Person:
         self.ended.submitted += 1
 
         def over() -> bool:
-            return bool(set(visitor.edits()) - before) or (not visitor.can("cancel") and self._told())
+            ended = self._told() or self._not_taken()
+            return bool(set(visitor.edits()) - before) or (not visitor.can("cancel") and ended)
 
-        if not await visitor.until(over, LONGEST):
+        while await visitor.until(over, LONGEST) and self._not_taken():
+            await visitor.click("apply")  # once more, as the page says
+        if not over():
             self.ended.silent += 1
             return
         fresh = set(visitor.edits()) - before
@@ -141,6 +144,9 @@ class Person:
             if await self.visitor.until(lambda: self.visitor.can("apply"), 15.0):
                 return True
         return False
+
+    def _not_taken(self) -> bool:
+        return any("has not taken this" in text for text in self.visitor.texts())
 
     def _told(self) -> bool:
         words = ("Nothing of it was kept", "Try again", "stopped before", "being restarted")

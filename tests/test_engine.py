@@ -15,7 +15,7 @@ from pathlib import Path
 import fake_desk
 import pytest
 
-from editcore.engine import InlineEngine, LocalEngine, menu, new_session
+from editcore.engine import InlineEngine, LocalEngine, client, menu, new_session
 from editcore.engine.contract import outdated
 from editcore.errors import BadInput, BadRequest, EngineBusy, EngineError, ModelError, SubjectNotFound
 from editcore.history import Move
@@ -257,6 +257,23 @@ def test_an_unknown_job_is_refused(engine):
 
 
 # the queue --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_is_taken_too_late_for_whoever_asked_is_a_job_all_the_same(tmp_path, monkeypatch):
+    session = new_session()
+    with worker(tmp_path) as engine:
+        until(lambda: engine.health().state == "ready")
+        monkeypatch.setattr(client, "CONTROL_TIMEOUT", 0.2)
+        os.kill(engine._worker.process.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError, match="has not taken this within 0.2 s") as caught:
+            submit(engine, session)
+        assert "never carried out twice" in caught.value.try_
+        os.kill(engine._worker.process.pid, signal.SIGCONT)
+        monkeypatch.undo()
+        until(lambda: engine.sessions.state(session).job or engine.sessions.state(session).rows)
+        job = submit(engine, session)
+        until(lambda: engine.poll(job).finished)
+        assert [row.edit for row in engine.sessions.state(session).rows] == [job]
 
 
 def test_a_full_queue_refuses_at_once(inline):

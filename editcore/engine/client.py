@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,14 @@ class _Known:
     state: JobState
     generation: int  # which worker has it
     key: tuple[str, str]
+
+
+def _not_taken() -> EngineError:
+    return EngineError(
+        f"The engine has not taken this within {CONTROL_TIMEOUT:g} s: this machine is too busy.",
+        "It may still begin; it is then shown here.",
+        "Press the button once more to look; the same click is never carried out twice.",
+    )
 
 
 class LocalEngine:
@@ -260,14 +269,30 @@ class LocalEngine:
         }
         asked = {"kind": kind, "session": session, "key": key, **given}
         answer, generation = self._worker.send("submit", CONTROL_TIMEOUT, **asked)
-        job: str = wait(answer, "submit", CONTROL_TIMEOUT, lambda: self._health)
-        methods = tuple(method for method, _ in plans)
-        fresh = JobState(job, session, "queued", 1, None, (), 0, None, "", "", 0.0, kind, methods)
-        with self._lock:
-            self._keys[session, key], self._health_of = job, (0, 0.0)
-            self._jobs.setdefault(job, _Known(fresh, generation, (session, key)))
-            self._forget_old()
+        methods, taken = tuple(method for method, _ in plans), Future[str]()
+
+        def take(done: Future[Any]) -> None:
+            """Also an answer nobody waits for any more is a job of this session."""
+            error = done.exception()
+            if error is None:
+                fresh = JobState(done.result(), session, "queued", 1, None, (), 0, None, "", "", 0.0, kind, methods)
+                self._note_job(_Known(fresh, generation, (session, key)))
+            if not taken.set_running_or_notify_cancel():
+                return
+            taken.set_exception(error) if error else taken.set_result(done.result())
+
+        answer.add_done_callback(take)
+        try:
+            job: str = wait(taken, "submit", CONTROL_TIMEOUT, lambda: self._health)
+        except EngineError as error:
+            raise (_not_taken() if taken.cancelled() else error) from error
         return job
+
+    def _note_job(self, known: _Known) -> None:
+        with self._lock:
+            self._keys[known.key], self._health_of = known.state.job, (0, 0.0)
+            self._jobs.setdefault(known.state.job, known)
+            self._forget_old()
 
     def poll(self, job: str, after: int = 0) -> JobState:
         """See `Engine.poll`."""
