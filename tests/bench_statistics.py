@@ -21,9 +21,10 @@ from editcore import algebra, corpus, moments, statistics
 from editcore.anatomy import Site
 from editcore.bench import average, counterfactuals
 from editcore.edit import Before, read_before, run_edit
-from editcore.handle import Handle, load
+from editcore.handle import Handle
 from editcore.methods import prepare_method
 from editcore.moments import Bounds, Estimate
+from editcore.opening import load
 from editcore.records import EditRequest, Scores
 from editcore.world.facts import load_world
 
