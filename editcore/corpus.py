@@ -144,6 +144,13 @@ def kept(
     return found
 
 
+def missing(handle: Handle, tokens: int) -> int:
+    """How many tokens `kept` would still have to make."""
+    if not tokens or ("corpus", tokens) in handle.memory:
+        return 0
+    return max(tokens, WORLD_TOKENS) if handle.embedded else tokens
+
+
 def replayed(
     handle: Handle,
     count: int,

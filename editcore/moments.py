@@ -229,8 +229,7 @@ def seconds_expected(handle: Handle, sites: Sequence[Site], limits: Bounds, writ
 
 def _seconds_each(handle: Handle, sites: Sequence[Site], limits: Bounds, written: float) -> tuple[float, float]:
     """Seconds a token of the text takes to be written and to be read."""
-    token, single = pace.seconds_of_tokens(handle)
-    writing = max(single / _rows_of_piece(handle, limits), token) * written
+    token, writing = _token(handle), written * pace.of_writing(handle, _rows_of_piece(handle, limits))
     depth = (max(site.layer for site in sites) + 1) / len(handle.anatomy.blocks)
     products = sum(1.2 * site.d_in**2 for site in sites) / _numbers(handle)
     return writing, token * (depth + products)
