@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def forecast(handle: Handle, method: Method, request: EditRequest, home: Path | 
     cost = method.cost(handle, request)
     needed, there = memory(handle, cost, method), free(handle.device)
     problem = "" if ROOM * needed <= there else lacking(handle, method, request, needed, there)
-    waits = preparation(handle, method, cost, home)
+    waits = preparation(handle, method, home, cost.spectra)
     return Forecast(seconds(handle, method, request, home), needed, cost.patch, waits, problem)
 
 
@@ -199,16 +199,20 @@ def _smaller(handle: Handle, method: Method) -> Iterator[tuple[Method, str]]:
         yield dataclasses.replace(method, first=last), f"block {last} alone (first at {last})"
 
 
-def preparation(handle: Handle, method: Method, cost: Cost, home: Path | None = None) -> str:
-    """What an edit by this method waits for first, in words; "": nothing."""
+def preparation(handle: Handle, method: Method, home: Path | None = None, spectra: Sequence[int] = ()) -> str:
+    """What an edit by this method waits for first, in words; "": nothing.
+
+    Args:
+        spectra: see `Cost`.
+    """
     waiting = [site for site in method.measured(handle) if not statistics.ready(handle, site, home)]
     first = f"The first edit at {'these layers' if len(method.measured(handle)) > 1 else 'this layer'}"
     said = []
     if waiting:
         takes = duration(statistics.seconds_to_wait(handle, waiting, home))
         said.append(f"{first} reads statistics first: about {takes}, once for this model.")
-    if cost.spectra:
-        takes = duration(sum(pace.of_eigenvectors(handle, width) for width in cost.spectra))
+    if spectra:
+        takes = duration(sum(pace.of_eigenvectors(handle, width) for width in spectra))
         said.append(f"{first} works out which directions are free: about {takes}, once until the next start.")
     return " ".join(said)
 
