@@ -91,7 +91,7 @@ def _editors(handle: Handle, home: Path) -> None:
         if not (issubclass(method, GradientMethod) or method.name == "serac"):
             continue
         kind: Any = method.editor  # type: ignore[attr-defined]
-        editor = kind([handle.anatomy.site(layer) for layer in kind.usual(len(handle.anatomy.blocks))])
+        editor = kind([handle.anatomy.site(layer) for layer in kind.usual(handle.anatomy)])
         if hasattr(editor, "log_step"):
             editor.log_step.data.fill_(-4.0)
         for matrix in getattr(editor, "matrices", ()):
