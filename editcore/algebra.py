@@ -13,6 +13,7 @@ from editcore.anatomy import Site, attention_output
 from editcore.chat import control_tokens
 from editcore.errors import Diverged
 from editcore.handle import Handle
+from editcore.method import Pass
 from editcore.resume import Change, Upper, reads_of
 from editcore.spans import Row
 
@@ -31,6 +32,16 @@ def contexts(handle: Handle, count: int) -> tuple[tuple[int, ...], ...]:
         handle.memory[key] = ((), *_sample_contexts(handle, count)) if count else ((),)
     found: tuple[tuple[int, ...], ...] = handle.memory[key]
     return found
+
+
+def sampling(handle: Handle, count: int) -> tuple[Pass, ...]:
+    """The passes in which `count` contexts are sampled; none where they have been."""
+    rows = [count // len(CONTEXT_LENGTHS) + (i < count % len(CONTEXT_LENGTHS)) for i in range(len(CONTEXT_LENGTHS))]
+    return tuple(
+        Pass(share, 1, 0, None, share, length)
+        for share, length in zip(rows, CONTEXT_LENGTHS, strict=True)
+        if share and ("contexts", count) not in handle.memory
+    )
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from editcore import halves
 from editcore.assets import assets_root
 from editcore.errors import BadRequest, Cancelled, Diverged
 from editcore.handle import Handle
@@ -142,6 +144,13 @@ def kept(
         handle.memory[key] = rows(handle, tokens, home, report, stop)
     found: tuple[list[list[int]], str] = handle.memory[key]
     return found
+
+
+def missing(handle: Handle, tokens: int) -> int:
+    """How many tokens `kept` would still have to make."""
+    if not tokens or ("corpus", tokens) in handle.memory:
+        return 0
+    return max(tokens, WORLD_TOKENS) if handle.embedded else tokens
 
 
 def replayed(
@@ -374,20 +383,31 @@ def _written(handle: Handle, openings: list[list[int]], length: int, report: Rep
         ids[i, longest - len(row) :] = torch.tensor(row)
         mask[i, longest - len(row) :] = 1
     pen = _Pen(length - longest, report, stop)
-    out = handle.model.generate(
-        input_ids=ids.to(handle.device), attention_mask=mask.to(handle.device), do_sample=True, top_k=0, top_p=1.0,
-        temperature=1.0, repetition_penalty=1.0, max_new_tokens=length - longest, min_new_tokens=length - longest,
-        pad_token_id=handle.pad, logits_processor=[pen],
-    )  # fmt: skip
+    model = halves.quick(handle.model, handle.device)
+    hook = model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
+    try:
+        out = model.generate(
+            input_ids=ids.to(handle.device), attention_mask=mask.to(handle.device), do_sample=False, num_beams=1,
+            repetition_penalty=1.0, max_new_tokens=length - longest, min_new_tokens=length - longest,
+            pad_token_id=handle.pad, logits_processor=[pen],
+        )  # fmt: skip
+    finally:
+        hook.remove()
     if pen.spoilt is not None and bool(pen.spoilt):
         raise Diverged("Writing a text diverged: the model's probabilities are not finite.")
     return [row[longest - len(opening) :] for row, opening in zip(out.tolist(), openings, strict=True)]
 
 
-class _Pen(LogitsProcessor):  # type: ignore[misc]
-    """Told of every token that is written: reports, stops, and notes numbers that are no probabilities.
+def _in_one_piece(_m: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last states of several rows side by side: read where they stand, the head's matrix is copied for each row."""
+    return (args[0].contiguous(), *args[1:])
 
-    They are replaced before a token is drawn: on a GPU, drawing from them would end the process's use of it.
+
+class _Pen(LogitsProcessor):  # type: ignore[misc]
+    """Draws every token that is written: gives it alone a chance. Reports, stops, and notes what is no probability.
+
+    A token is where the running sum of probabilities passes a random number: one number a row, where the library's own
+    draw takes one for every word there is. What is no probability is replaced before.
     """
 
     def __init__(self, tokens: int, report: Report, stop: Stop) -> None:
@@ -397,10 +417,12 @@ class _Pen(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.stop():
             raise Cancelled("Stopped while the model wrote a text.", "Nothing was changed.")
-        wrong = scores.isnan().any() | (scores == float("inf")).any() | (scores == -float("inf")).all()
+        wrong = ~scores.amax(-1).isfinite().all()  # of one that is not a number, too
         self.spoilt = wrong if self.spoilt is None else self.spoilt | wrong
         self.done += 1
         if self.done % SAID_EVERY == 1:
             text = "the model writes the text it is measured on"
             self.report(Progress("statistics", self.done, self.tokens, text=text))
-        return torch.nan_to_num(scores, nan=0.0, posinf=1e4, neginf=-1e9)
+        likely = torch.softmax(torch.nan_to_num(scores, nan=0.0, posinf=1e4, neginf=-1e9), -1).double().cumsum(-1)
+        least = (1 - torch.rand(len(likely), 1, dtype=likely.dtype, device=likely.device)) * likely[:, -1:]
+        return torch.full_like(scores, -1e9).scatter(1, torch.searchsorted(likely, least), 0.0)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editcore import algebra
+from editcore import algebra, corpus
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.method import Cost, Pass, Work
-from editcore.passes import passes
+from editcore.passes import passes, trials
 from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import reads_of
@@ -151,4 +151,5 @@ def cost(handle: Handle, site: Site, request: EditRequest, steps: int, rows: int
     """One dense part; descent holds the value, its start, its gradient and Adam's two moments; see `counted`."""
     size = 4 * (site.d_in + (site.bias() is not None)) * site.d_out
     found = counted(handle, site, request, steps, rows, length)
-    return Cost(size, state=STATE * size, passes=found, moved=steps * MOVED * size)
+    once, text = trials(handle, found[-1]), corpus.missing(handle, rows * length)
+    return Cost(size, state=STATE * size, passes=found, moved=steps * MOVED * size, once=once, text=text)

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from editcore import pace, statistics, tuning
+from editcore import corpus, pace, statistics, tuning
 from editcore.devices import free_memory as free
 from editcore.errors import OutOfMemory, is_out_of_memory
 from editcore.handle import Handle
@@ -51,28 +51,47 @@ def forecast(handle: Handle, method: Method, request: EditRequest, home: Path | 
     cost = method.cost(handle, request)
     needed, there = memory(handle, cost, method), free(handle.device)
     problem = "" if ROOM * needed <= there else lacking(handle, method, request, needed, there)
-    return Forecast(seconds(handle, method, request), needed, cost.patch, preparation(handle, method, home), problem)
+    waits = preparation(handle, method, home, cost.spectra)
+    return Forecast(seconds(handle, method, request, home), needed, cost.patch, waits, problem)
 
 
-def seconds(handle: Handle, method: Method, request: EditRequest) -> float:
-    """Of an edit: the median of those made here; before the first one, of its passes and of what else is moved."""
+def seconds(handle: Handle, method: Method, request: EditRequest, home: Path | None = None) -> float:
+    """Of an edit: the median of those made here; before the first one, what is counted, with what it makes once.
+
+    The first edit by a method stands alone in no median: it may have paid for what was made once.
+    """
     done: list[float] = handle.memory.get(("seconds", method.name), [])
-    if done:
-        return sorted(done)[len(done) // 2]
+    if len(done) > 1:
+        later = sorted(done[1:])
+        return later[len(later) // 2]
+    again, once = counted(handle, method, request, home)
+    return min([*done, again + once])
+
+
+def counted(handle: Handle, method: Method, request: EditRequest, home: Path | None = None) -> tuple[float, float]:
+    """Seconds of an edit, of its passes and of what else is moved; and of what it has to make first, once."""
     usual = tuning.usual_steps(handle.name, method.name)
     if usual is not None and hasattr(method, "steps"):
         method = dataclasses.replace(method, steps=min(usual, method.steps))
     cost, found = method.cost(handle, request), pace.of(handle)
-    return sum(_seconds(handle, p, found) for p in cost.passes) + cost.moved / found.moved
+    once = sum(_seconds(handle, p, found) for p in cost.once) + _text(handle, cost.text, home)
+    return sum(_seconds(handle, p, found) for p in cost.passes) + cost.moved / found.moved, once
+
+
+def _text(handle: Handle, tokens: int, home: Path | None) -> float:
+    """Seconds until there is so much running text."""
+    if not tokens:
+        return 0.0
+    rows = -(-tokens // corpus.row_length(handle))
+    written = corpus.written_share(handle, home) * rows * corpus.row_length(handle) * pace.of_writing(handle, rows)
+    return written + (pace.of_text(handle, tokens) if handle.embedded else 0.0)
 
 
 def _seconds(handle: Handle, some: Pass, found: pace.Pace) -> float:
-    """Of passes: a share of a single token's pass for what is started and read, and each token's own."""
-    blocks = _blocks(handle, some) * (1 - found.head)
-    reads = found.head if some.last is None else 0.0
-    once = found.single * (blocks + reads)
-    each = found.token * (some.rows * some.tokens * blocks + some.reads * reads)
-    return some.times * (once + each) * (1 + some.backward * found.backward)
+    """Of passes: the blocks that run, and what is read at the end of them."""
+    blocks, end = (found.blocks_back, found.step) if some.backward else (found.blocks, found.head)
+    read = end.of(some.reads) if some.last is None else 0.0
+    return some.times * (_blocks(handle, some) * blocks.of(some.rows * some.tokens) + read)
 
 
 def _blocks(handle: Handle, some: Pass) -> float:
@@ -180,14 +199,22 @@ def _smaller(handle: Handle, method: Method) -> Iterator[tuple[Method, str]]:
         yield dataclasses.replace(method, first=last), f"block {last} alone (first at {last})"
 
 
-def preparation(handle: Handle, method: Method, home: Path | None = None) -> str:
-    """What an edit by this method waits for first, in words; "": nothing."""
+def preparation(handle: Handle, method: Method, home: Path | None = None, spectra: Sequence[int] = ()) -> str:
+    """What an edit by this method waits for first, in words; "": nothing.
+
+    Args:
+        spectra: see `Cost`.
+    """
     waiting = [site for site in method.measured(handle) if not statistics.ready(handle, site, home)]
-    if not waiting:
-        return ""
-    takes = duration(statistics.seconds_to_wait(handle, waiting, home))
-    which = "these layers" if len(waiting) > 1 else "this layer"
-    return f"The first edit at {which} reads statistics first: about {takes}, once for this model."
+    first = f"The first edit at {'these layers' if len(method.measured(handle)) > 1 else 'this layer'}"
+    said = []
+    if waiting:
+        takes = duration(statistics.seconds_to_wait(handle, waiting, home))
+        said.append(f"{first} reads statistics first: about {takes}, once for this model.")
+    if spectra:
+        takes = duration(sum(pace.of_eigenvectors(handle, width) for width in spectra))
+        said.append(f"{first} works out which directions are free: about {takes}, once until the next start.")
+    return " ".join(said)
 
 
 def remember_seconds(handle: Handle, report: EditReport) -> None:

@@ -60,6 +60,9 @@ class Cost:
     state: int = 0  # what it holds while it runs, without the model and its activations
     passes: tuple[Pass, ...] = ()
     moved: int = 0  # read and written beside the passes
+    once: tuple[Pass, ...] = ()  # passes that only the first edit makes: what they give is kept
+    text: int = 0  # tokens of running text that are wanted and not there yet
+    spectra: tuple[int, ...] = ()  # widths of the second moments whose eigenvectors are wanted and not there yet
 
 
 class Method(Protocol):

@@ -30,7 +30,7 @@ from editcore.trace import capture
 
 LEAST, MOST = 2.0, 10.0  # tokens for each entry of a key that an estimate is made from
 USUAL = 4.0  # tokens for each entry of a key that are expected to be enough
-GOOD = 1.5  # an excess that is good enough
+GOOD = 1.75  # an excess that is good enough: scores of edits differ little up to 2.2 (`tests/bench_statistics.py`)
 RIDGE = 1e-4  # added to the diagonal of every estimate, as a share of its mean
 SHRINKAGES = (1e-2, 0.1, 1.0)  # larger shares that are tried in the end, until one is worse than that before it
 HELD_ROWS = 12  # rows kept out of the sums until the end
@@ -229,8 +229,7 @@ def seconds_expected(handle: Handle, sites: Sequence[Site], limits: Bounds, writ
 
 def _seconds_each(handle: Handle, sites: Sequence[Site], limits: Bounds, written: float) -> tuple[float, float]:
     """Seconds a token of the text takes to be written and to be read."""
-    token, single = pace.seconds_of_tokens(handle)
-    writing = max(single / _rows_of_piece(handle, limits), token) * written
+    token, writing = _token(handle), written * pace.of_writing(handle, _rows_of_piece(handle, limits))
     depth = (max(site.layer for site in sites) + 1) / len(handle.anatomy.blocks)
     products = sum(1.2 * site.d_in**2 for site in sites) / _numbers(handle)
     return writing, token * (depth + products)

@@ -8,48 +8,74 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from editcore import corpus
+from editcore.algebra import Answers
 from editcore.handle import Handle
 from editcore.learned import Dials
+from editcore.passes import passes
 from editcore.records import EXAMPLE_CHARACTERS
+from editcore.resume import reads_of
+from editcore.spans import Row
 from editcore.trace import Stop
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
+FEW = 2, 4  # the same of a pass as short as those of a search: a product with one row alone would be another kind
+TOLD = 10_000  # tokens of the embedded model's text that are timed
+SOLVED = 512  # width of the matrix whose eigenvectors are timed
 COPIED = 64_000_000  # bytes of the copy that is timed
 CHARACTERS = 4.0  # of a token
 PASSES = 4.0  # forward, with backward counted as two, over every text of an example
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What a pass takes here."""
+class Line:
+    """Seconds of a pass, as a straight line through two lengths of it."""
 
-    single: float  # seconds of a pass over one token
-    token: float  # seconds each token more takes, when many are read at once
-    backward: float  # of a gradient back to the first block, in forward passes
+    first: float  # seconds of a pass over a single token
+    more: float  # seconds of each further token
+
+    def of(self, tokens: int) -> float:
+        """Seconds of a pass over so many tokens."""
+        return self.first + self.more * max(0, tokens - 1)
+
+    def times(self, share: float) -> Line:
+        """Of so many passes."""
+        return Line(share * self.first, share * self.more)
+
+    def less(self, other: Line) -> Line:
+        """What is left of a pass without that part of it."""
+        return Line(max(0.0, self.first - other.first), max(0.0, self.more - other.more))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a pass takes here; one of a descent is counted with its gradient, its loss and what moves the value."""
+
+    blocks: Line  # of all blocks, with what stands around them
+    head: Line  # of the head and its log-probabilities, at so many places
+    blocks_back: Line  # of all blocks and the gradient through them
+    step: Line  # of a descent's step beside the blocks, whose loss reads so many places
     moved: float  # bytes read and written in a second by a copy
     kept: float  # bytes a token keeps until its gradient, in all blocks together
-    head: float  # share of a pass that is the head's, by its parameters
 
 
 def of(handle: Handle) -> Pace:
     """See `Pace`; timed once for a handle."""
     if "pace of passes" not in handle.memory:
-        token, single = seconds_of_tokens(handle)
-        handle.memory["pace of passes"] = Pace(
-            single,
-            max(0.0, token * TRIED[0] * TRIED[1] - single) / (TRIED[0] * TRIED[1] - 1),
-            _backward(handle),
-            bandwidth(handle.device),
-            _kept(handle),
-            _share_of_head(handle),
-        )
-    found: Pace = handle.memory["pace of passes"]
-    return found
+        with torch.no_grad():
+            head = _line(handle, lambda ids: partial(_head, handle, ids.numel()))
+            blocks = _line(handle, lambda ids: partial(_pass, handle, ids)).less(head)
+        back, step = _descent(handle)
+        found = Pace(blocks, head, back, step, bandwidth(handle.device), _kept(handle))
+        handle.memory["pace of passes"] = found
+    known: Pace = handle.memory["pace of passes"]
+    return known
 
 
 def bandwidth(device: torch.device) -> float:
@@ -58,10 +84,52 @@ def bandwidth(device: torch.device) -> float:
     return 2 * COPIED / _least(device, lambda: here.copy_(there), 4)
 
 
-def _share_of_head(handle: Handle) -> float:
-    head = int(handle.model.get_output_embeddings().weight.numel())
-    blocks = sum(p.numel() for block in handle.anatomy.blocks for p in block.parameters())
-    return head / (head + blocks)
+def _line(handle: Handle, job: Callable[[Tensor], Callable[[], object]], unread: int = 0) -> Line:
+    """Through the seconds of a job over ids [rows, tokens] at two sizes.
+
+    Args:
+        unread: tokens of a row that do not count.
+    """
+    seconds, counts = [], []
+    for rows, length in (FEW, TRIED):
+        ids = torch.full((rows, min(length, handle.context)), handle.pad, device=handle.device)
+        with handle.using([]):
+            seconds.append(_least(handle.device, job(ids)))
+        counts.append(rows * (ids.shape[1] - unread))
+    more = max(0.0, seconds[1] - seconds[0]) / max(1, counts[1] - counts[0])
+    return Line(max(0.0, seconds[0] - more * (counts[0] - 1)), more)
+
+
+def _head(handle: Handle, places: int) -> None:
+    head = handle.model.get_output_embeddings()
+    state = torch.ones(places, head.weight.shape[1], dtype=handle.dtype, device=head.weight.device)
+    torch.log_softmax(head(state).float(), -1)
+
+
+def _descent(handle: Handle) -> tuple[Line, Line]:
+    """Of all blocks in a step of descent, and of the rest of the step: steps from the first and from the last block."""
+    top = len(handle.anatomy.blocks) - 1
+    with torch.inference_mode(False), torch.enable_grad():
+        whole, alone = (_line(handle, partial(_step, handle, layer)) for layer in (0, top))
+        step = _line(handle, partial(_step, handle, top), unread=1)
+    return whole.less(alone).times((top + 1) / max(1, top)), step  # the first block has run when a descent begins
+
+
+def _step(handle: Handle, layer: int, ids: Tensor) -> Callable[[], None]:
+    """A step of descent on what block `layer` writes, whose loss reads every token but the last of each row."""
+    texts, site = [Row(tuple(row), 1) for row in ids.tolist()], handle.anatomy.site(layer)
+    ready, answers = passes(handle, site, texts, [reads_of(t) for t in texts]), Answers(texts, handle.device)
+    value = torch.zeros(site.d_out, device=site.device).requires_grad_(True)
+    optimiser = torch.optim.Adam([value], lr=1e-3)
+
+    def step() -> None:
+        loss = answers.losses(ready.run(lambda _x, y: (y.float() + value).to(y.dtype))).mean()
+        float(loss.detach())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step
 
 
 def _with_gradient(handle: Handle) -> Callable[[], Tensor]:
@@ -91,17 +159,6 @@ def _with_gradient(handle: Handle) -> Callable[[], Tensor]:
         return ends.pop()
 
     return run
-
-
-def _backward(handle: Handle) -> float:
-    run = _with_gradient(handle)
-    with torch.inference_mode(False), torch.enable_grad(), handle.using([]):
-        forward = _least(handle.device, run)
-        return max(0.5, _least(handle.device, lambda: _gradient(run())) / forward - 1)
-
-
-def _gradient(end: Tensor) -> None:
-    end.float().sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _kept(handle: Handle) -> float:
@@ -169,6 +226,31 @@ def _pass(handle: Handle, ids: torch.Tensor) -> torch.Tensor:
     more = {"decoder_input_ids": ids} if handle.encoder_decoder else {}
     found: torch.Tensor = handle.model(input_ids=ids, use_cache=False, **more).logits
     return found
+
+
+def of_writing(handle: Handle, rows: int) -> float:
+    """Seconds a token takes that the model writes, in so many rows side by side."""
+    token, single = seconds_of_tokens(handle)
+    return max(token, single / max(1, rows))
+
+
+def of_text(handle: Handle, tokens: int) -> float:
+    """Seconds so many tokens take of the embedded model's training text, which is told and cut anew. Timed once."""
+    if "pace of text" not in handle.memory:
+        few, many = (_least(torch.device("cpu"), partial(corpus.world_rows, handle, n), 1) for n in (1, TOLD))
+        handle.memory["pace of text"] = Line(few, max(0.0, many - few) / TOLD)
+    found: Line = handle.memory["pace of text"]
+    return found.of(tokens)
+
+
+def of_eigenvectors(handle: Handle, width: int) -> float:
+    """Seconds all eigenvectors of a symmetric matrix take, in fp64: as the cube of its width. Timed once."""
+    if "pace of eigenvectors" not in handle.memory:
+        some = torch.randn(SOLVED, SOLVED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        some = (some + some.T).to(handle.device)
+        handle.memory["pace of eigenvectors"] = _least(handle.device, lambda: torch.linalg.eigh(some), 1) / SOLVED**3
+    each: float = handle.memory["pace of eigenvectors"]
+    return each * width**3
 
 
 def of_training(handle: Handle, dials: Dials) -> float:

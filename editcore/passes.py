@@ -7,7 +7,7 @@ the site is in the decoder: nothing the encoder gives depends on the edit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.layout import Layout, logits_at
+from editcore.method import Pass
 from editcore.resume import Change, Upper
 from editcore.spans import Row
 
@@ -37,6 +38,15 @@ def passes(handle: Handle, site: Site, rows: Sequence[Row], reads: Sequence[tupl
     if handle.encoder_decoder:
         return _Apart(handle, site, tuple(rows), tuple(reads))
     return Upper(handle, site, tuple(row.ids for row in rows), (0,) * len(rows), tuple(reads))
+
+
+def trials(handle: Handle, search: Pass) -> tuple[Pass, ...]:
+    """What the first `Upper` whose shortened passes are like `search` reads to try them; none where that was done."""
+    length, memory = search.before + search.tokens, handle.memory
+    known = memory.get(("whole", search.first)) or memory.get(("proven", search.first, search.before > 0), 0) >= length
+    if known or handle.encoder_decoder:
+        return ()
+    return Pass(search.rows, length, 0, None, search.reads), replace(search, times=3, backward=False)
 
 
 @dataclass(eq=False)

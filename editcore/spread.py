@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from editcore import algebra, dials, statistics, subject
+from editcore import algebra, dials, passes, statistics, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Pass, Work, made_by
@@ -135,14 +135,11 @@ def cost(method: dials.Searching, handle: Handle, request: EditRequest, inside: 
     keys = [Pass(1 + about, at + 1 + (0 if method.key == "subject" else further), 0, site.layer) for site in places]
     again = [Pass(1, at + 1, 0, last) for _ in places[1:]]
     squares = [8 * site.d_in**2 for site in method.measured(handle)]
-    passes = (
-        Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1),
-        Pass(rows, tail, first, None, reads, method.steps, backward=True, before=at + further),
-        *keys,
-        *again,
-    )
+    search = Pass(rows, tail, first, None, reads, method.steps, backward=True, before=at + further)
+    read = (Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1), search, *keys, *again)
+    once = (*algebra.sampling(handle, method.contexts), *passes.trials(handle, search))
     patch = sum(4 * (site.d_in + site.d_out) for site in places)
-    return Cost(patch, sum(squares), max(squares, default=0) // 64, passes, 2 * sum(squares))
+    return Cost(patch, sum(squares), max(squares, default=0) // 64, read, 2 * sum(squares), once)
 
 
 def _values(

@@ -68,6 +68,11 @@ def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> Nul
     return NullSpace(vectors[:, size:], size)
 
 
+def decomposed(handle: Handle, site: Site) -> bool:
+    """True when `null_space` has the eigenvectors of this site's second moment."""
+    return ("spectrum", site.path) in handle.memory
+
+
 def moment(
     handle: Handle,
     site: Site,

@@ -205,7 +205,9 @@ def of_shapes(names: Sequence[str], repeats: int, methods: Sequence[str]) -> Non
             home.mkdir()
             if name == "world-2019":
                 print(f"\nworld-2019\n{bench_shapes.LINE}")
-                bench_shapes.edits(load(), home, repeats, methods, own=False)
+                handle = load()
+                bench_shapes.edits(handle, home, repeats, methods, own=False)
+                print(bench_shapes.probed(*bench_shapes.probes(handle, repeats)))
             else:
                 bench_shapes.shape(name, home, repeats, methods)
 

@@ -3,6 +3,7 @@
 The embedded model is treated as if nothing were known of its training text: it is read on what it writes itself and on
 the neutral text (*few*). The same random edits are made with this estimate, with one from many times more tokens of the
 text it was trained on (*many*), and with the shipped statistics. A value search reads no statistics: it is run once.
+With `--loose 2.3`, also with an estimate that stops at an excess of 2.3 (see `moments`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from editcore import algebra, corpus, moments, statistics
 from editcore.anatomy import Site
 from editcore.bench import average, counterfactuals
 from editcore.edit import Before, read_before, run_edit
-from editcore.handle import Handle, load
+from editcore.handle import Handle
 from editcore.methods import prepare_method
 from editcore.moments import Bounds, Estimate
+from editcore.opening import load
 from editcore.records import EditRequest, Scores
 from editcore.world.facts import load_world
 
@@ -37,9 +40,9 @@ def sites_of(handle: Handle, methods: Sequence[str]) -> list[Site]:
     return list({site.path: site for site in every}.values())
 
 
-def few(handle: Handle, sites: Sequence[Site]) -> dict[str, Estimate]:
-    """The estimate a model is given whose training text is not known."""
-    return moments.estimate(handle, sites, corpus.foreign(handle), moments.bounds(sites))
+def few(handle: Handle, sites: Sequence[Site], good: float = moments.GOOD) -> dict[str, Estimate]:
+    """The estimate a model is given whose training text is not known; it stops at an excess of `good`."""
+    return moments.estimate(handle, sites, corpus.foreign(handle), replace(moments.bounds(sites), good=good))
 
 
 def many(handle: Handle, sites: Sequence[Site], tokens: int, kept: Path | None) -> dict[str, Estimate]:
@@ -121,6 +124,8 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="i/n: every n-th edit only, from the i-th")
     parser.add_argument("--times", type=int, default=100, help="how many times more tokens `many` has")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--loose", type=float, default=None, help="an excess at which one more estimate stops")
+    parser.add_argument("--variants", default="few,loose,shipped,many")
     parser.add_argument("--keep", type=Path, default=None, help="a file for `many`")
     parser.add_argument("--to", type=Path, default=None, help="write every score as JSON")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="only show what these files hold")
@@ -140,7 +145,10 @@ def main() -> None:
     algebra.search_values = once.searched
     made: dict[str, dict[str, Estimate] | None] = {"few": few(handle, sites), "shipped": None}
     wanted = chosen.times * max(one.tokens for one in (made["few"] or {}).values())
+    if chosen.loose:
+        made["loose"] = few(handle, sites, chosen.loose)
     made["many"] = many(handle, sites, wanted, chosen.keep)
+    made = {name: one for name, one in made.items() if name in chosen.variants.split(",")}
     for name, estimate in made.items():
         for path, one in (estimate or {}).items():
             print(f"{name}: {path} {one.tokens:,} tokens, excess {one.excess}, shrinkage {one.shrinkage:g}", flush=True)

@@ -1,17 +1,19 @@
 """Random models of the shapes people edit, with made-up statistics and editors: an edit takes as long with those.
 
-Nothing is downloaded, and a model for a GPU is built on it directly. The tokenizer is the embedded model's: ids matter
-here, words do not.
+Nothing is downloaded, and a model for a GPU is built on it directly. The tokenizer is the embedded model's, with
+made-up tokens behind its own until there is one for each row of the embedding table: ids matter here, words do not.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from editcore import corpus, statistics, trained
@@ -62,8 +64,17 @@ def of_config(config: Any, name: str, device: torch.device) -> Handle:
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(world_dir(), local_files_only=True)
+    tokenizer = _tokenizer(int(model.get_input_embeddings().weight.shape[0]))
     return wrap(model, tokenizer, name, device, "of this bench", dtype, "of this bench")
+
+
+def _tokenizer(size: int) -> Any:
+    """The embedded model's, with made-up tokens behind its own until there are `size`."""
+    own = transformers.AutoTokenizer.from_pretrained(world_dir(), local_files_only=True)
+    parts = json.loads(own.backend_tokenizer.to_str())
+    parts["model"]["vocab"] |= {f"<made up {i}>": i for i in range(len(own), size)}
+    whole = Tokenizer.from_str(json.dumps(parts))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=whole, **own.special_tokens_map)
 
 
 def _text(handle: Handle, home: Path) -> None:
@@ -80,7 +91,7 @@ def _editors(handle: Handle, home: Path) -> None:
         if not (issubclass(method, GradientMethod) or method.name == "serac"):
             continue
         kind: Any = method.editor  # type: ignore[attr-defined]
-        editor = kind([handle.anatomy.site(layer) for layer in kind.usual(len(handle.anatomy.blocks))])
+        editor = kind([handle.anatomy.site(layer) for layer in kind.usual(handle.anatomy)])
         if hasattr(editor, "log_step"):
             editor.log_step.data.fill_(-4.0)
         for matrix in getattr(editor, "matrices", ()):

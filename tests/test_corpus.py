@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from editcore import corpus
+from editcore import corpus, halves
 from editcore.errors import BadRequest
 from tests import models
 
@@ -50,3 +51,33 @@ def test_what_is_no_text_is_refused_and_nothing_is_stored(tmp_path, content, sai
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BadRequest, match="absent.txt"):
         corpus.read(tmp_path / "absent.txt")
+
+
+def test_a_token_is_written_as_often_as_it_is_likely_and_an_impossible_one_never():
+    torch.manual_seed(0)
+    chances = torch.tensor([0.0, 0.5, 0.3, 0.2])
+    pen = corpus._Pen(1, lambda progress: None, lambda: False)
+    drawn = pen(torch.zeros(20_000, 1), chances.log().expand(20_000, -1)).argmax(-1)
+    share = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert share[0] == 0 and torch.allclose(share, chances, atol=0.015) and not pen.spoilt
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_number_that_is_no_probability_is_noted_wherever_it_stands(wrong):
+    pen, scores = corpus._Pen(1, lambda progress: None, lambda: False), torch.zeros(3, 4)
+    scores[1, 2] = wrong
+    assert torch.isfinite(pen(torch.zeros(3, 1), scores)).all() and bool(pen.spoilt)
+
+
+def test_where_it_pays_a_text_is_written_by_a_copy_in_half_the_bytes_and_the_model_stays_as_it_is(monkeypatch):
+    model, ids = models.handle("gpt2").model, torch.arange(9)[None]
+    before = model(input_ids=ids).logits
+    monkeypatch.setattr(halves, "pay", lambda device: True)
+    copied = halves.quick(model, torch.device("cpu"))
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16} and copied is not model
+    assert len(list(copied.parameters())) == len(list(model.parameters())), "what was tied is tied"
+    assert (copied(input_ids=ids).logits.float() - before).abs().max() < 0.05
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model(input_ids=ids).logits, before)
+    monkeypatch.setattr(halves, "free_memory", lambda device: 0)
+    assert halves.quick(model, torch.device("cpu")) is model, "there is no room for a copy"

@@ -13,11 +13,15 @@ from editcore.assets import assets_root
 from editcore.edit import preflight
 from editcore.engine.contract import LOCATE
 from editcore.engine.desk import Desk
-from editcore.engine.queue import check_work
+from editcore.engine.queue import WorkQueue, check_work
+from editcore.engine.sessions import StoredSessions
+from editcore.engine.watchdog import lost
 from editcore.errors import BadRequest, BadSetting, Cancelled, SubjectNotFound
+from editcore.home import new_session
 from editcore.method import checked
 from editcore.methods import AS_SET, METHODS, RULE, find_method, prepare_method, prepared
 from editcore.records import EditRequest
+from editcore.store import Store
 from tests import models
 
 FILES = sorted((assets_root() / "settings").glob("*.json"))
@@ -198,6 +202,25 @@ def test_the_desk_looks_on_request_and_the_preflight_then_says_what_came_out(fre
 
 def test_only_the_look_itself_comes_without_examples():
     check_work("preparation", (), [(LOCATE, {})])
+
+
+def test_what_is_said_of_a_finder_that_was_cut_off_or_stopped_speaks_of_no_training(tmp_path):
+    store, session, other = Store(tmp_path), new_session(), new_session()
+    store.begin_job(session, "j1", "preparation", [LOCATE])
+    store.begin_job(other, "j2", "preparation", ["mend"])
+    sessions = StoredSessions(store, lambda _: None)
+    told = sessions.state(session).interrupted
+    assert "Finding out where to edit was interrupted" in told and "training" not in told
+    assert "A training was interrupted" in sessions.state(other).interrupted
+    queue, asked = WorkQueue(), ((LOCATE, {}), ("mend", {"steps": 1, "edits": "x", "locality": "x"}))
+    told = []
+    for plan in asked:
+        job = queue.submit("preparation", new_session(), [], [plan], "key")
+        queue.cancel(job)
+        told.append(str(queue.poll(job, 0, 0).error))
+    assert "Finding out where to edit was stopped" in told[0] and "training" not in told[0]
+    assert "a training that is started again" in told[1]
+    assert "where to edit is found out anew" in str(lost("preparation", hung=True))
     with pytest.raises(BadRequest):
         check_work("preparation", (), [("mend", {})])
 

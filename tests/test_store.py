@@ -349,7 +349,7 @@ def test_a_store_of_the_version_before_is_brought_up_to_date_with_everything_in_
     engine.dispose()
     store = Store(tmp_path)
     assert Library(store).owner(session) == "me" and store.history(session).name == "old"
-    assert store.interrupted(session, store.unended()) == Job("j", "edit", None)
+    assert store.interrupted(session, store.unended()) == Job("j", "edit", (), None)
     add(store, session, "Rome")
     store.close()
 
@@ -485,11 +485,11 @@ def test_an_interrupted_job_is_told_until_another_begins_or_it_is_ended(store):
     store.begin_job(session, "j1", "edit", ["rome"], work)
     assert store.interrupted(session, ()) is None and store.interrupted(new_session(), store.unended()) is None
     for _ in range(2):
-        assert store.interrupted(session, store.unended()) == Job("j1", "edit", work)
+        assert store.interrupted(session, store.unended()) == Job("j1", "edit", ("rome",), work)
     assert store.asked(session, "j1").work == work
     store.begin_job(session, "j2", "adoption", ["x.zip"])
     assert store.interrupted(session, {"j1"}) is None and store.interrupted(session, {"j2"}) == Job(
-        "j2", "adoption", None
+        "j2", "adoption", ("x.zip",), None
     )
     store.end_job("j2")
     assert store.interrupted(session, {"j1", "j2"}) is None and not store.unended()

@@ -36,6 +36,7 @@ KEPT: dict[JobKind, str] = {  # of work that was stopped
     "adoption": "nothing of it was kept",
     "export": "nothing was written",
 }
+FINDING = "Finding out where to edit was stopped on request; nothing was kept."
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class WorkQueue:
         with self._changed:
             it = self._find(job)
             if it.status == "queued":
-                self._end(it, "cancelled", _stopped(it.kind))
+                self._end(it, "cancelled", _stopped(it))
             elif not it.committing:
                 it.stop.set()
 
@@ -246,7 +247,7 @@ class WorkQueue:
         """Raises Cancelled when somebody asked the running job to stop; with `commit`, nobody can from now on."""
         with self._changed:
             if job.stop.is_set():
-                raise _stopped(job.kind)
+                raise _stopped(job)
             job.committing = job.committing or commit
 
     def finish(self, job: Job, end: EditReport | EditcoreError | None) -> None:
@@ -348,5 +349,6 @@ def _open(job: Job) -> bool:
     return job.status not in FINISHED
 
 
-def _stopped(kind: JobKind) -> Cancelled:
-    return Cancelled(f"The {kind} was stopped on request; {KEPT[kind]}.")
+def _stopped(job: Job) -> Cancelled:
+    finding = job.kind == "preparation" and job.plans[0][0] == LOCATE
+    return Cancelled(FINDING if finding else f"The {job.kind} was stopped on request; {KEPT[job.kind]}.")

@@ -8,7 +8,7 @@ from typing import Any
 from editcore import history
 from editcore.admission import HUB_ID
 from editcore.assets import WORLD_NAME
-from editcore.engine.contract import AGAIN, JobKind, Plans, SessionState
+from editcore.engine.contract import AGAIN, LOCATE, JobKind, Plans, SessionState
 from editcore.errors import EngineBusy
 from editcore.history import Base, Move
 from editcore.home import check_session
@@ -16,6 +16,7 @@ from editcore.opened import recalled_opening
 from editcore.records import Checkup, EditReport, EditRequest, Opening, from_plain, to_plain
 from editcore.remade import Remade
 from editcore.store import Library, Store
+from editcore.store.store import Job
 
 _INTERRUPTED: dict[str, str] = {
     "edit": "An edit was interrupted when the program stopped; nothing of it was kept.",
@@ -26,6 +27,7 @@ _INTERRUPTED: dict[str, str] = {
     "adoption": "Bringing a file in was interrupted when the program stopped; nothing of it was kept. Give it again.",
     "export": "An export was interrupted when the program stopped; nothing was written.",
 }
+_FINDING = "Finding out where to edit was interrupted when the program stopped. Start it again."
 CHECKUP, REMADE = "checkup", "remade"  # what their readings are called in the store
 
 
@@ -52,7 +54,7 @@ class StoredSessions:
         seen, cut = self._store.history(session), self._store.interrupted(session, self._cut)
         return SessionState(
             session, seen.rows, seen.undo, seen.redo, job, seen.edited, seen.name,
-            _INTERRUPTED[cut.kind] if cut else "", cut.id if cut and cut.work else "", seen.base,
+            _interrupted(cut) if cut else "", cut.id if cut and cut.work else "", seen.base,
         )  # fmt: skip
 
     def dismiss(self, session: str) -> None:
@@ -122,6 +124,11 @@ class StoredSessions:
             raise EngineBusy(
                 f"A job of this session is unfinished (job {job}).", "", "Wait for it or cancel it, then change it."
             )
+
+
+def _interrupted(cut: Job) -> str:
+    """What is said of a job that was cut off when the program stopped."""
+    return _FINDING if LOCATE in cut.methods else _INTERRUPTED[cut.kind]
 
 
 def job_of(edit: str) -> str:

@@ -18,7 +18,10 @@ SILENT = frozenset({"loading", "preparation"})
 _AFTER_A_LOSS: dict[JobKind, tuple[str, str]] = {
     "edit": ("Nothing that was applied before is lost.", "Run it again, or change it first."),
     "comparison": ("The results that were there are kept.", "Run it again, or change it first."),
-    "preparation": ("What it had learned at the last checkpoint is kept.", "Start it again with the same examples."),
+    "preparation": (
+        "Of a training, what it had learned at the last checkpoint is kept; where to edit is found out anew.",
+        "Start it again, a training with the same examples.",
+    ),
     "recomputation": ("The history is as it was.", "Run it again."),
     "adoption": ("Nothing of it was kept.", "Bring the file in again."),
     "export": ("Nothing was written.", "Run it again."),

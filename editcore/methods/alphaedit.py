@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -63,8 +63,9 @@ class AlphaEdit:
         return sites(self, handle)
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
-        """See `spread.cost`."""
-        return cost(self, handle, request)
+        """See `spread.cost`; the eigenvectors of each second moment are worked out once."""
+        waiting = [s.d_in for s in self.measured(handle) if not statistics.decomposed(handle, s)]
+        return replace(cost(self, handle, request), spectra=tuple(waiting))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each request; see `spread.spread` for what it raises."""

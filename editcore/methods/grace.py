@@ -17,6 +17,7 @@ from editcore.errors import BadRequest, Diverged
 from editcore.handle import Handle
 from editcore.memory import OWN, Codebook, Shelf
 from editcore.method import Cost, Pass, Work, made_by, setting
+from editcore.passes import trials
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -82,7 +83,8 @@ class GRACE:
         first = site.layer + handle.anatomy.additive[site.layer]
         search = Pass(1, tail, first, None, answer, self.steps, backward=True, before=row.start - 1)
         passes = Pass(1, len(row.ids), 0, top), search
-        return Cost(4 * (site.d_in + site.d_out) + 20, state=20 * site.d_out, passes=passes)
+        once = trials(handle, search)
+        return Cost(4 * (site.d_in + site.d_out) + 20, state=20 * site.d_out, passes=passes, once=once)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One codebook with an entry for each request that needs one of its own.

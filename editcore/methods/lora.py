@@ -13,6 +13,7 @@ from editcore import descent, dials
 from editcore.anatomy import Site
 from editcore.handle import Handle
 from editcore.method import Cost, Work, made_by, setting
+from editcore.passes import trials
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest
 
@@ -54,7 +55,8 @@ class LoRA:
         site = handle.anatomy.site(self.layers(handle)[0])
         size = 4 * self.rank * (site.d_in + site.d_out)
         passes = descent.counted(handle, site, request, self.steps)
-        return Cost(size, state=descent.STATE * size, passes=passes, moved=self.steps * descent.MOVED * size)
+        moved, once = self.steps * descent.MOVED * size, trials(handle, passes[-1])
+        return Cost(size, state=descent.STATE * size, passes=passes, moved=moved, once=once)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part of rank `rank` for all requests together.

@@ -115,6 +115,12 @@ class SERACEditor(learned.Learner):
         return self.network.counterfactual(texts, read, said), tokens
 
 
+def _noted(handle: Handle, requests: Sequence[EditRequest]) -> list[list[tuple[int, ...]]]:
+    """What is read to be noted: ids of the paraphrases, and of the unrelated probes."""
+    groups = ([(r.form, r.paraphrases) for r in requests], [(r.form, r.probes) for r in requests])
+    return [[handle.row(p.prompt, form=p.form or form).ids for form, some in group for p in some] for group in groups]
+
+
 def laid_out(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Edits as an edit memory keeps them: ids padded on the left [rows, longest], lengths of prompt and answer."""
     longest = max(len(row.ids) for row in rows)
@@ -198,11 +204,13 @@ class SERAC:
         return ()
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
-        """The networks, in half precision, a key and a text."""
+        """The networks, in half precision, a key and a text; what it is measured with is read too, for the notes."""
         found, row = trained.find(handle, self.name), handle.row_of(request)
+        read = [[row.ids[: row.start]], *_noted(handle, [request])]
+        passes = [Pass(len(ids), max(map(len, ids)), 0, found.layers[0]) for ids in read if ids]
         count = sum(t.numel() for t in found.state.values())
         patch = 2 * count + 4 * WIDTHS[1] + 4 * len(row.ids) + 16 + 4 + 32
-        return Cost(patch, 8 * count, 6 * count, (Pass(1, row.start, 0, found.layers[0]),), 8 * count)
+        return Cost(patch, 8 * count, 6 * count, tuple(passes), 8 * count)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One memory for all requests, with the networks: what it recognises and says never changes again.
@@ -228,11 +236,7 @@ class SERAC:
 
     def _note(self, work: Work, editor: SERACEditor, keys: Tensor, requests: Sequence[EditRequest]) -> None:
         """Says which of the prompts an edit is measured with are taken to be about it."""
-        for what, groups in (
-            ("paraphrases", [(request.form, request.paraphrases) for request in requests]),
-            ("unrelated probes", [(request.form, request.probes) for request in requests]),
-        ):
-            prompts = [work.handle.row(p.prompt, form=p.form or form).ids for form, group in groups for p in group]
+        for what, prompts in zip(("paraphrases", "unrelated probes"), _noted(work.handle, requests), strict=True):
             if prompts:
                 taken = log_odds(editor.keys(work.handle, prompts), keys).amax(1).sigmoid() >= self.threshold
                 work.notes.append(f"{int(taken.sum())} of {len(taken)} {what} are taken to be about the edit.")

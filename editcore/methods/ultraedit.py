@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from editcore import corpus, dials, gradients
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.method import Cost, Work, made_by, setting
+from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import Row
@@ -22,6 +22,7 @@ from editcore.spread import sites, span
 PRIMED_ON = 64  # texts
 CUT = 4  # tokens at the end of a text that stand for an answer
 LENGTH = 24  # tokens of such a text
+PRIMED_TOKENS = 2 * PRIMED_ON * LENGTH  # of running text, from which the texts are cut
 LEAST_SPREAD = 0.01  # standard deviation a dimension is divided by at least, in means over its kind
 
 
@@ -62,7 +63,12 @@ class UltraEdit:
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """Rank-one parts for each token of the answer."""
         row = handle.row_of(request)
-        return gradients.cost(handle, sites(self, handle), row, answering=True)
+        places = sites(self, handle)
+        found = gradients.cost(handle, places, row, answering=True)
+        if all(("primed", site.path) in handle.memory for site in places):
+            return found
+        primed = Pass(PRIMED_ON, LENGTH, 0, None, PRIMED_ON * CUT, backward=True)
+        return replace(found, once=(primed,), text=corpus.missing(handle, PRIMED_TOKENS))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each answer token.
@@ -105,7 +111,7 @@ def _prime(work: Work, places: Sequence[Site]) -> list[tuple[Tensor, Tensor]]:
     handle = work.handle
     missing = [site for site in places if ("primed", site.path) not in handle.memory]
     if missing:
-        found, _ = corpus.kept(handle, PRIMED_ON * LENGTH * 2, work.home, work.report, work.stop)
+        found, _ = corpus.kept(handle, PRIMED_TOKENS, work.home, work.report, work.stop)
         length = min(LENGTH, min(map(len, found)))
         pieces = [row[i : i + length] for row in found for i in range(0, len(row) - length + 1, length)][:PRIMED_ON]
         cut = min(CUT, length // 2)

@@ -17,6 +17,7 @@ from editcore.errors import Diverged
 from editcore.handle import Handle
 from editcore.memory import Side, excitement
 from editcore.method import Cost, Pass, Work, made_by, setting
+from editcore.passes import trials
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
@@ -87,13 +88,12 @@ class WISE:
         row, size, rows = handle.row_of(request), site.d_in * site.d_out, self.contexts + 1
         drawn, tokens = max(1, round(self.share * size)), len(row.ids) + algebra.context_tokens(self.contexts)
         first = site.layer + handle.anatomy.additive[site.layer]
-        passes = (
-            Pass(rows, tokens, 0, site.layer),
-            Pass(self.others, OTHER_TOKENS, 0, site.layer),
-            Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True),
-        )
+        search = Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True)
+        passes = Pass(rows, tokens, 0, site.layer), Pass(self.others, OTHER_TOKENS, 0, site.layer), search
+        once = (*algebra.sampling(handle, self.contexts), *trials(handle, search))
+        text = corpus.missing(handle, OTHER_TOKENS * self.others)
         state = 8 * (size + drawn) + 4 * (2 * size + 4 * drawn)  # places in order, the change and its gradient, values
-        return Cost(8 * drawn + 12, 0, state, passes, self.steps * 12 * size)
+        return Cost(8 * drawn + 12, 0, state, passes, self.steps * 12 * size, once, text)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One side copy for all requests.

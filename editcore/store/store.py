@@ -77,6 +77,7 @@ class Job:
 
     id: str
     kind: Any  # a `JobKind`
+    methods: tuple[str, ...]  # one, or those of a comparison
     work: Any  # what was asked, as plain data; None: it cannot be run again
 
 
@@ -307,7 +308,7 @@ class Store:
 
 
 def _job(row: Any) -> Job:
-    return Job(row.id, row.kind, _unpacked(row.work) if row.work else None)
+    return Job(row.id, row.kind, tuple(json.loads(row.methods)), _unpacked(row.work) if row.work else None)
 
 
 def _cursor(at: sa.Connection, session: str) -> int:
