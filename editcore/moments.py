@@ -30,7 +30,7 @@ from editcore.trace import capture
 
 LEAST, MOST = 2.0, 10.0  # tokens for each entry of a key that an estimate is made from
 USUAL = 4.0  # tokens for each entry of a key that are expected to be enough
-GOOD = 1.75  # an excess that is good enough: scores of edits differ little up to 2.2 (`tests/bench_statistics.py`)
+GOOD = 1.75  # an excess that is good enough: no score moves by more than .01 up to 2.2 (`tests/bench_statistics.py`)
 RIDGE = 1e-4  # added to the diagonal of every estimate, as a share of its mean
 SHRINKAGES = (1e-2, 0.1, 1.0)  # larger shares that are tried in the end, until one is worse than that before it
 HELD_ROWS = 12  # rows kept out of the sums until the end
