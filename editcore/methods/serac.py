@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +67,11 @@ class SERACEditor(learned.Learner):
         ):  # fmt: skip
             handle.model(input_ids=ids, attention_mask=mask, use_cache=False)
         return look(found["h"].reshape(*ids.shape, -1).to(ids.device), mask.bool())
+
+    @cached_property
+    def in_one_row(self) -> Tensor:
+        """The networks' numbers as every edit keeps them [count]; not for a network that is still trained."""
+        return self.network.flat()
 
     def keys(self, handle: Handle, prompts: Sequence[Sequence[int]]) -> Tensor:
         """f of each prompt [prompts, key]."""
@@ -228,7 +234,7 @@ class SERAC:
         part = EditMemory(
             f"{handle.anatomy.path}.{editor.sites[0].layer}",
             keys, ids.int(), lengths, torch.tensor([self.threshold]), torch.tensor(editor.network.sizes),
-            editor.network.flat(),
+            editor.in_one_row,
         ).to(handle.device)  # fmt: skip
         work.report(Progress("edit", 1, 1, None, "writing the edit into the memory"))
         work.check()
