@@ -26,10 +26,16 @@ PROBE = {
 SCORES = {"reliability", "generality", "locality", "es", "ps", "ns", "s", "generation"}
 
 
+@pytest.fixture(scope="module")
+def own():
+    """A tiny model that no other file's tests have trained an editor for."""
+    return models.handle.__wrapped__("gpt2")
+
+
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path):
+def tiny(monkeypatch, tmp_path, own):
     """Loading gives a tiny model, and nothing is written outside the test's folder."""
-    monkeypatch.setattr(opening, "load", lambda name, **options: models.handle("gpt2"))
+    monkeypatch.setattr(opening, "load", lambda name, **options: own)
     monkeypatch.setenv("EDITCORE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cli.out, "width", 300)
 

@@ -69,15 +69,17 @@ def test_a_number_that_is_no_probability_is_noted_wherever_it_stands(wrong):
     assert torch.isfinite(pen(torch.zeros(3, 1), scores)).all() and bool(pen.spoilt)
 
 
-def test_where_it_pays_a_text_is_written_by_a_copy_in_half_the_bytes_and_the_model_stays_as_it_is(monkeypatch):
+def test_where_it_pays_a_text_is_written_by_a_copy_in_half_the_bytes_and_the_model_stays_as_it_is(
+    monkeypatch, one_text
+):
     model, ids = models.handle("gpt2").model, torch.arange(9)[None]
     before = model(input_ids=ids).logits
     monkeypatch.setattr(halves, "pay", lambda device: True)
-    copied = halves.quick(model, torch.device("cpu"))
+    copied = one_text(model, torch.device("cpu"))
     assert {p.dtype for p in copied.parameters()} == {torch.bfloat16} and copied is not model
     assert len(list(copied.parameters())) == len(list(model.parameters())), "what was tied is tied"
     assert (copied(input_ids=ids).logits.float() - before).abs().max() < 0.05
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(model(input_ids=ids).logits, before)
     monkeypatch.setattr(halves, "free_memory", lambda device: 0)
-    assert halves.quick(model, torch.device("cpu")) is model, "there is no room for a copy"
+    assert one_text(model, torch.device("cpu")) is model, "there is no room for a copy"

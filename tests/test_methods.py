@@ -104,7 +104,9 @@ def test_a_method_returns_a_patch_that_helps_and_leaves_no_trace(family, name, r
     heard = []
     # Words in front mean nothing to a random model: there, the claim is about the bare prompt,
     # and small steps, because a large value spills over to other words.
-    bare = {"contexts": 0, "steps": 12, "rate": 0.02} if name in AT_THE_SUBJECT else {}
+    # Where a norm follows the block, a value has to be larger to count as much.
+    size = {"steps": 30, "rate": 0.05} if family == "opt-post-norm" else {"steps": 12, "rate": 0.02}
+    bare = {"contexts": 0, **size} if name in AT_THE_SUBJECT else {}
     patch = made(name, handle, **bare).edit(Work(handle, heard.append), requests)
     untouched.check()
     patch.check_finite()
