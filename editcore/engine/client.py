@@ -23,7 +23,7 @@ from typing import Any
 from editcore.admission import admitted, public_name
 from editcore.engine import wire
 from editcore.engine.contract import FINISHED, Health, JobKind, JobState, Plans, outdated, recent
-from editcore.engine.inline import PROBE_TIMEOUT, still_busy, wait
+from editcore.engine.inline import PROBE_TIMEOUT, OneModel, still_busy, wait
 from editcore.engine.queue import check_work, unknown_job
 from editcore.engine.sessions import StoredSessions
 from editcore.engine.supervisor import Gone, Supervisor
@@ -32,7 +32,7 @@ from editcore.engine.watchdog import Sign, Watchdog, lost
 from editcore.errors import BadRequest, EditcoreError, EngineBusy, EngineError
 from editcore.gate import check_prompts
 from editcore.home import check_session, home_dir
-from editcore.records import EditReport, EditRequest, Form, MethodInfo, Opening, from_plain, to_plain
+from editcore.records import EditReport, EditRequest, Form, Opening, from_plain, to_plain
 from editcore.settings import chosen
 from editcore.store import Store
 
@@ -66,7 +66,7 @@ def _not_taken() -> EngineError:
     )
 
 
-class LocalEngine:
+class LocalEngine(OneModel):
     """`Engine` over a worker process. Returns at once; the model loads behind it.
 
     Args:
@@ -150,17 +150,6 @@ class LocalEngine:
         if generation != self._changed_at:
             return RESTARTING
         return f"{public_name(self._opening.model)} is being opened. {said}".strip()
-
-    def methods(self) -> tuple[MethodInfo, ...]:
-        """See `Engine.methods`."""
-        from editcore.engine.menu import method_menu  # late: that module is also run as a program
-
-        return method_menu(self._opening.model)
-
-    @property
-    def opening(self) -> Opening:
-        """See `Engine.opening`."""
-        return self._opening
 
     def open(self, opening: Opening) -> None:
         """See `Engine.open`."""

@@ -26,7 +26,24 @@ from editcore.store import Store
 PROBE_TIMEOUT = 60.0  # seconds
 
 
-class InlineEngine:
+class OneModel:
+    """What an engine says of the model it has open, without asking it."""
+
+    _opening: Opening
+
+    def methods(self) -> tuple[MethodInfo, ...]:
+        """See `Engine.methods`."""
+        from editcore.engine.menu import method_menu  # late: that module is also run as a program
+
+        return method_menu(self._opening.model)
+
+    @property
+    def opening(self) -> Opening:
+        """See `Engine.opening`."""
+        return self._opening
+
+
+class InlineEngine(OneModel):
     """`Engine` without a second process.
 
     Args:
@@ -50,17 +67,6 @@ class InlineEngine:
     def health(self) -> Health:
         """See `Engine.health`."""
         return self._room.health()
-
-    def methods(self) -> tuple[MethodInfo, ...]:
-        """See `Engine.methods`."""
-        from editcore.engine.menu import method_menu  # late: that module is also run as a program
-
-        return method_menu(self._opening.model)
-
-    @property
-    def opening(self) -> Opening:
-        """See `Engine.opening`."""
-        return self._opening
 
     def open(self, opening: Opening) -> None:
         """See `Engine.open`."""
