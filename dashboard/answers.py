@@ -95,8 +95,7 @@ def have_come() -> bool:
 
 def forget(only: str = "") -> None:
     """What was found out may have changed, all of it or what is known under one name: ask again."""
-    wanted = f"once:{only}" if only else "once:"
-    for name in [name for name in state.kept() if name.startswith(wanted)]:
+    for name in [name for name in state.kept() if name == f"once:{only}" or (not only and name.startswith("once:"))]:
         del state.kept()[name]
 
 
