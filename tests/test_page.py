@@ -402,6 +402,7 @@ def test_a_check_that_came_too_late_keeps_nobody_from_applying_and_can_be_asked_
 
 def test_a_check_that_came_too_late_is_asked_for_again_by_itself_a_few_times(monkeypatch):
     page = opened(steps=1)
+    monkeypatch.setattr(answers, "AT_ONCE", 1e6)  # an answer is waited for, however fast the clock
     monkeypatch.setattr("time.monotonic", itertools.count(time.monotonic(), 20).__next__)  # every wait is over at once
     fake_engine.current().breaks["preflight"] = late(3)
     page = filled(page)
