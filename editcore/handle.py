@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from editcore.prompts import reading, unread
 from editcore.records import EditRequest, Form, ModelInfo
 from editcore.scope import EditMemory
 from editcore.spans import Row, encode, encode_apart
+
+ROWS = 4096  # texts whose tokens are remembered: what is asked before an edit is asked again behind it
 
 
 @dataclass(eq=False)
@@ -241,7 +244,13 @@ class Handle:
     def plain_row(
         self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
     ) -> Row:
-        """`row`, whatever stands in front of prompts now; see `spans.encode_apart` for an encoder-decoder's."""
+        """`row`, whatever stands in front of prompts now; those asked for last are remembered."""
+        if "rows" not in self.memory:
+            self.memory["rows"] = lru_cache(ROWS)(self._coded)
+        found: Row = self.memory["rows"](prompt, answer, subject, form, spaced)
+        return found
+
+    def _coded(self, prompt: str, answer: str, subject: str | None, form: Form, spaced: bool) -> Row:
         envelope = self.envelope(form)
         if self.encoder_decoder:
             return encode_apart(self.tokenizer, prompt, answer, subject, self.closing)

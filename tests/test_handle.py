@@ -178,3 +178,14 @@ def test_a_patch_of_nothing_changes_nothing():
     (before,) = handle.logits([row])
     with handle.using([]):
         assert torch.equal(handle.logits([row])[0], before)
+
+
+def test_a_text_is_coded_once_for_a_model_and_read_as_before():
+    handle, other = models.handle("gpt2"), models.handle("gpt2", bos=True)
+    first = handle.row("The capital of France is", "Paris")
+    assert handle.row("The capital of France is", "Paris") is first
+    assert handle.row("The capital of France is", "Rome").answer != first.answer
+    assert other.row("The capital of France is", "Paris") == Row((0, *first.ids), first.start + 1, lead=1)
+    for _ in range(2):  # what is refused is refused again
+        with pytest.raises(BadRequest, match="no token of its own"):
+            handle.row("The capital of France is", " ")
