@@ -92,10 +92,9 @@ def study(model: Any) -> Anatomy:
     Raises:
         ModelError: the structure cannot be proved; the message says which rule failed.
     """
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    lists = _both_lists(model) if two_stacks(model) else [_block_list(model, config)]
+    config, lists = _text_config(model), stacks(model)
     for path, blocks in lists:
-        _refuse_odd(blocks, path)
+        _refuse_absent(blocks, path)
     width = model.get_input_embeddings().weight.shape[-1]
     width = getattr(config, "hidden_size", width) or width
     if not two_stacks(model):
@@ -107,6 +106,22 @@ def study(model: Any) -> Anatomy:
     holder, attribute = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
     additive = tuple(_adds(model, block, site) for (_, block), site in zip(named, sites, strict=True))
     return Anatomy(path, holder, attribute, tuple(block for _, block in named), sites, additive, split)
+
+
+def stacks(model: Any) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """Path and blocks of each list of blocks, an encoder's first; no weight is looked at, only names and shapes.
+
+    Raises:
+        ModelError: as `study` does, as far as that tells.
+    """
+    lists = _both_lists(model) if two_stacks(model) else [_block_list(model, _text_config(model))]
+    for path, blocks in lists:
+        _refuse_odd(blocks, path)
+    return lists
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
 def two_stacks(model: Any) -> bool:
@@ -168,18 +183,22 @@ def _refuse_odd(blocks: tuple[nn.Module, ...], path: str) -> None:
                     "Weights of three or more dimensions mean experts or state-space layers: a fact has no one place.",
                     "Use a dense decoder model (GPT, Llama, Qwen, Mistral, Gemma, Phi, ...).",
                 )
-            if parameter.is_meta:
-                raise ModelError(
-                    f"The weights of {path}.{i} are not in memory (offloaded).",
-                    "An edit there would silently change nothing.",
-                    "Load the model without CPU or disk offload.",
-                )
             if parameter.dim() == 2 and not parameter.dtype.is_floating_point:
                 raise ModelError(
                     f"{path}.{i}.{name} is stored as {parameter.dtype}.",
                     "Quantised weights cannot be edited exactly.",
                     "Load the model in float32, bfloat16 or float16.",
                 )
+
+
+def _refuse_absent(blocks: tuple[nn.Module, ...], path: str) -> None:
+    for i, block in enumerate(blocks):
+        if any(parameter.is_meta for parameter in block.parameters()):
+            raise ModelError(
+                f"The weights of {path}.{i} are not in memory (offloaded).",
+                "An edit there would silently change nothing.",
+                "Load the model without CPU or disk offload.",
+            )
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from editcore import checkpoint, weights
-from editcore.anatomy import study, two_stacks
+from editcore.anatomy import stacks, study, two_stacks
 from editcore.assets import WORLD_NAME
 from editcore.devices import DeviceMap, choose_device, choose_dtype, spread_over
 from editcore.errors import ModelError
@@ -83,8 +83,11 @@ def look(
         found = checkpoint.find(name, revision, checkpoint.fetch_small)
     except checkpoint.NotFetched:
         return
-    weights.auto_class(found)
+    maker = weights.auto_class(found)
     weights.check_room(found, kind, chosen, spread is not None, returned(chosen))
+    tokenizer, model = weights.rehearse(maker, found)
+    weights.check_tokenizer(tokenizer, model, name)
+    stacks(model)
 
 
 def wrap(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
@@ -20,6 +22,8 @@ from editcore.devices import DeviceMap, free_memory, short
 from editcore.errors import ModelError, first_line
 from editcore.spans import require_offsets
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+NOTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are judged here
 STRETCH = 1.5  # times as many rows as tokens: tables are made longer than the vocabulary, but not by that much
 
 
@@ -71,35 +75,75 @@ def read(maker: Any, found: Checkpoint, kind: torch.dtype, spread: DeviceMap | N
     Raises:
         ModelError: they cannot be read after all, or the weights are not those of the architecture.
     """
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     more: dict[str, Any] = {} if spread is None else {"device_map": spread}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(found.files), **options)
+    tokenizer = _tokenizer(found)
+    with _understood(repr(found.name)):
         model, notes = maker.from_pretrained(
-            str(found.files), dtype=kind, use_safetensors=True, output_loading_info=True, **options, **more
+            str(found.files), dtype=kind, use_safetensors=True, **LOCAL, **NOTED, **more
         )
+    _check_whole(found, model, notes)
+    return tokenizer, model
+
+
+def rehearse(maker: Any, found: Checkpoint) -> tuple[Any, Any]:
+    """What `read` gives, but that a model of names and shapes is made, on torch's meta device: no weight is read.
+
+    Raises:
+        ModelError: as `read` does.
+    """
+    shapes = read_weights(found.name, found.files).shapes
+    tokenizer = _tokenizer(found)
+    with _understood(repr(found.name)):
+        config = AutoConfig.from_pretrained(str(found.files), **LOCAL)
+        with torch.device("meta"):
+            kind = type(maker.from_config(config))
+        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        model, notes = kind.from_pretrained(None, config=config, state_dict=state, device_map="meta", **NOTED)
+    _check_whole(found, model, notes)
+    return tokenizer, model
+
+
+def _tokenizer(found: Checkpoint) -> Any:
+    with _understood(f"The tokenizer of {found.name!r}"):
+        return AutoTokenizer.from_pretrained(str(found.files), **LOCAL)
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Raises ModelError for whatever a library raises over a model's files while the block runs."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     except SafetensorError as error:
         raise ModelError(
-            f"A weight file of {found.name!r} is damaged ({error}).", "", "Download or copy the model again."
+            f"A weight file of {what} is damaged ({error}).", "", "Download or copy the model again."
         ) from error
     except MemoryError as error:
-        raise ModelError(f"There is not enough memory for {found.name!r}.", "", "Use --dtype bfloat16.") from error
+        raise ModelError(f"There is not enough memory for {what}.", "", "Use --dtype bfloat16.") from error
     except Exception as error:  # libraries raise anything over files that are odd
         raise ModelError(
-            f"{found.name!r} could not be loaded ({type(error).__name__}: {first_line(error)}).",
+            f"{what} could not be loaded ({type(error).__name__}: {first_line(error)}).",
             "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
             EMBEDDED,
         ) from error
-    lacking = sorted(notes["missing_keys"])
-    if lacking:
+
+
+def _check_whole(found: Checkpoint, model: Any, notes: Mapping[str, Any]) -> None:
+    """Raises ModelError unless the files hold every weight of the model in its shape."""
+    kind = f"The weights of {found.name!r} are not those of its architecture ({type(model).__name__})"
+    remedy = "Put the weights beside the config.json they belong to."
+    if lacking := sorted(notes["missing_keys"]):
+        more = f" and {len(lacking) - 3} more are" if len(lacking) > 3 else (" are" if len(lacking) > 1 else " is")
         raise ModelError(
-            f"The weights of {found.name!r} are not those of its architecture ({type(model).__name__}):"
-            f" {', '.join(lacking[:3])} and {max(0, len(lacking) - 3)} more are missing.",
-            "What is missing would be made up at random.",
-            "Put the weights beside the config.json they belong to.",
+            f"{kind}: {', '.join(lacking[:3])}{more} missing.", "What is missing would be made up at random.", remedy
         )
-    return tokenizer, model
+    if wrong := sorted(notes["mismatched_keys"]):
+        name, there, wanted = wrong[0]
+        raise ModelError(f"{kind}: {name} is {_sizes(there)} numbers.", f"{_sizes(wanted)} were wanted.", remedy)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(f"{size:,}" for size in shape)
 
 
 def check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
