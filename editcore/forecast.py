@@ -100,18 +100,10 @@ def _blocks(handle: Handle, some: Pass) -> float:
     return max(0, (count if some.last is None else some.last + 1) - some.first) / count
 
 
-def memory(handle: Handle, cost: Cost, method: Method | None = None) -> int:
+def memory(handle: Handle, cost: Cost, method: Method) -> int:
     """Expected bytes over the loaded model at the peak; what was read for an earlier edit is there already."""
-    held = cost.held if method is None else _missing(handle, cost, method)
-    return held + cost.state + max((_kept(handle, some) for some in cost.passes), default=0)
-
-
-def _missing(handle: Handle, cost: Cost, method: Method) -> int:
-    """Bytes of what is kept that have not been read yet."""
-    if method.measured(handle):
-        sites = [s for s in method.measured(handle) if ("moment", s.path) not in handle.memory]
-        return sum(8 * site.d_in**2 for site in sites)
-    return 0 if ("ready", method.name) in handle.memory else cost.held
+    read = sum(8 * site.d_in**2 for site in method.measured(handle) if ("moment", site.path) not in handle.memory)
+    return read + cost.state + max((_kept(handle, some) for some in cost.passes), default=0)
 
 
 def _kept(handle: Handle, some: Pass) -> int:

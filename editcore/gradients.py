@@ -43,7 +43,7 @@ class Factors:
 
 def cost(
     handle: Handle, sites: Sequence[Site], row: Row, more: int = 0, steps: int = 1, answering: bool = False,
-    held: int = 0,
+    moved: int = 0,
 ) -> Cost:  # fmt: skip
     """Of edits made of one answer's gradient; see `trained.cost`."""
     lowest, top = min(site.layer for site in sites), len(handle.anatomy.blocks) - 1
@@ -51,7 +51,7 @@ def cost(
     patch = sum(4 * (steps * rank + more) * (site.d_in + site.d_out) for rank, site in zip(ranks, sites, strict=True))
     below = Pass(1, len(row.ids), 0, lowest - 1)
     above = Pass(1, len(row.ids), lowest, None, len(row.answer), steps, backward=True)
-    return Cost(patch, held, 2 * patch, (below, above), held // 2)
+    return Cost(patch, 2 * patch, (below, above), moved)
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,9 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an edit is expected to take; bytes."""
+    """What an edit is expected to take, beside statistics and a trained editor; bytes."""
 
     patch: int  # size of the result
-    held: int = 0  # what it reads once and keeps for edits to come: statistics, a trained editor
     state: int = 0  # what it holds while it runs, without the model and its activations
     passes: tuple[Pass, ...] = ()
     moved: int = 0  # read and written beside the passes

@@ -139,7 +139,7 @@ def cost(method: dials.Searching, handle: Handle, request: EditRequest, inside: 
     read = (Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1), search, *keys, *again)
     once = (*algebra.sampling(handle, method.contexts), *passes.trials(handle, search))
     patch = sum(4 * (site.d_in + site.d_out) for site in places)
-    return Cost(patch, sum(squares), max(squares, default=0) // 64, read, 2 * sum(squares), once)
+    return Cost(patch, max(squares, default=0) // 64, read, 2 * sum(squares), once)
 
 
 def _values(

@@ -97,27 +97,23 @@ def read(path: Path, handle: Handle, name: str) -> Trained:
 E_ = TypeVar("E_", bound=Learner)
 
 
-def ready(work: Work, name: str, kind: type[E_]) -> E_:
-    """The trained editor of this model; see `find` for what it raises."""
-    handle, key = work.handle, ("ready", name)
+def ready(handle: Handle, name: str, kind: type[E_], home: Path | None = None) -> E_:
+    """The trained editor of this model, made once; see `find` for what it raises."""
+    key = ("ready", name)
     if key not in handle.memory:
-        trained = find(handle, name, work.home)
-        editor = kind([handle.anatomy.site(layer) for layer in trained.layers]).to(handle.device)
-        _load(editor, trained, handle, name)
-        handle.memory[key] = editor.eval().requires_grad_(False)
+        trained = find(handle, name, home)
+        editor = kind([handle.anatomy.site(layer) for layer in trained.layers])
+        try:
+            editor.load_state_dict(dict(trained.state), assign=True)  # as read: nothing is copied
+        except RuntimeError as error:
+            raise ModelError(
+                f"The trained {name} editor does not fit {handle.name} ({str(error).splitlines()[0]}).",
+                "",
+                f"Run `editcore train {name} --model {handle.name}` to make it again.",
+            ) from error
+        handle.memory[key] = editor.to(handle.device).eval().requires_grad_(False)
     made: E_ = handle.memory[key]
     return made
-
-
-def _load(editor: Learner, trained: Trained, handle: Handle, name: str) -> None:
-    try:
-        editor.load_state_dict(dict(trained.state))
-    except RuntimeError as error:
-        raise ModelError(
-            f"The trained {name} editor does not fit {handle.name} ({str(error).splitlines()[0]}).",
-            "",
-            f"Run `editcore train {name} --model {handle.name}` to make it again.",
-        ) from error
 
 
 def parts(work: Work, editor: Editor, requests: Sequence[EditRequest], strength: float) -> list[LowRank]:
@@ -143,19 +139,17 @@ def parts(work: Work, editor: Editor, requests: Sequence[EditRequest], strength:
 
 
 def cost(
-    handle: Handle, name: str, request: EditRequest, more: int = 0, steps: int = 1, answering: bool = False
+    handle: Handle, editor: Editor, request: EditRequest, more: int = 0, steps: int = 1, answering: bool = False
 ) -> Cost:
-    """Rank-one parts for the tokens that matter to the answer, and the editor itself.
+    """Rank-one parts for the tokens that matter to the answer. The editor is there already, and so not counted.
 
     Args:
         more: parts of rank one a layer that no token stands for.
         steps: gradients that are taken.
         answering: only tokens take part where one of the answer is predicted.
     """
-    found, row = find(handle, name), handle.row_of(request)
-    sites = [handle.anatomy.site(layer) for layer in found.layers]
-    held = 2 * sum(4 * t.numel() for t in found.state.values())  # as read, and as the network
-    return gradients.cost(handle, sites, row, more, steps, answering, held)
+    moved = 4 * sum(p.numel() for p in editor.parameters())
+    return gradients.cost(handle, editor.sites, handle.row_of(request), more, steps, answering, moved)
 
 
 @dataclass(frozen=True)
@@ -181,9 +175,13 @@ class GradientMethod:
         """None: it reads no statistics."""
         return ()
 
+    def made(self, handle: Handle, home: Path | None = None) -> Editor:
+        """The trained editor; see `ready`."""
+        return ready(handle, self.name, self.editor, home)
+
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `trained.cost`."""
-        return cost(handle, self.name, request)
+        return cost(handle, self.made(handle), request)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each token that takes part.
@@ -193,5 +191,5 @@ class GradientMethod:
             Diverged: a gradient is not finite.
             Cancelled: stopped before it began.
         """
-        editor = ready(work, self.name, self.editor)
+        editor = self.made(work.handle, work.home)
         return made_by(self, work.handle, parts(work, editor, requests, self.strength), requests)

@@ -229,7 +229,7 @@ def artifact(tmp_path):
 def test_an_artifact_comes_back_as_it_was(artifact):
     handle, _ = artifact
     assert prepare_method("mend", handle).layers(handle) == (LAYER,)
-    editor = trained.ready(Work(handle), "mend", MENDEditor)
+    editor = trained.ready(handle, "mend", MENDEditor)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(
         editor.parameters(), MENDEditor([handle.anatomy.site(LAYER)]).parameters(), strict=True))  # fmt: skip
 
@@ -292,7 +292,7 @@ def test_malmen_meets_all_answer_tokens_by_ridge_regression():
     handle = models.handle("llama")
     school(handle, "malmen")
     requests = [EditRequest(*prompt) for prompt in PROMPTS]
-    editor = trained.ready(Work(handle), "malmen", MALMENEditor)
+    editor = trained.ready(handle, "malmen", MALMENEditor)
     texts = batch(handle, PROMPTS)
     (part,) = prepare_method("malmen", handle).edit(Work(handle), requests).parts
     (turned,) = editor.turned(handle, texts, False)

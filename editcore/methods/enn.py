@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from editcore import gradients, learned, trained
+from editcore import gradients, learned, passes, trained
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
@@ -114,12 +114,12 @@ class ENN(trained.GradientMethod):
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """The start is dense; see `trained.cost` for the rest."""
-        count = len(trained.find(handle, self.name).state["log_step"])
-        steps, start = trained.cost(handle, self.name, request, steps=count), 0
-        for layer in self.layers(handle):
-            site = handle.anatomy.site(layer)
-            start += 4 * site.d_in * site.d_out
-        return replace(steps, patch=steps.patch + start, state=steps.state + start)
+        editor = trained.ready(handle, self.name, ENNEditor)
+        steps = trained.cost(handle, editor, request, steps=editor.steps)
+        start = sum(4 * site.d_in * site.d_out for site in editor.sites)
+        search, lowest = steps.passes[-1], min(site.layer for site in editor.sites)
+        once = passes.trials(handle, replace(search, first=lowest + handle.anatomy.additive[lowest], times=1))
+        return replace(steps, patch=steps.patch + start, state=steps.state + start, once=once)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """Two parts a layer: the start, and the steps.
@@ -129,7 +129,7 @@ class ENN(trained.GradientMethod):
             Diverged: a gradient is not finite.
             Cancelled: stopped before it began.
         """
-        editor = trained.ready(work, self.name, ENNEditor)
+        editor = trained.ready(work.handle, self.name, ENNEditor, work.home)
         about = trained.find(work.handle, self.name).about
         work.notes.append(f"The trained start alone moves {about['moved']:.1%} of unrelated answers.")
         start = [Dense(s.path, m.detach().clone()) for s, m in zip(editor.sites, editor.matrices, strict=True)]

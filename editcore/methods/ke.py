@@ -131,4 +131,4 @@ class KE(trained.GradientMethod):
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `trained.cost`."""
-        return trained.cost(handle, self.name, request, more=1)
+        return trained.cost(handle, self.made(handle), request, more=1)

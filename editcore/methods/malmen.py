@@ -100,4 +100,4 @@ class MALMEN(trained.GradientMethod):
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """See `trained.cost`."""
-        return trained.cost(handle, self.name, request, answering=True)
+        return trained.cost(handle, self.made(handle), request, answering=True)

@@ -211,12 +211,12 @@ class SERAC:
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
         """The networks, in half precision, a key and a text; what it is measured with is read too, for the notes."""
-        found, row = trained.find(handle, self.name), handle.row_of(request)
+        editor, row = trained.ready(handle, self.name, SERACEditor), handle.row_of(request)
         read = [[row.ids[: row.start]], *_noted(handle, [request])]
-        passes = [Pass(len(ids), max(map(len, ids)), 0, found.layers[0]) for ids in read if ids]
-        count = sum(t.numel() for t in found.state.values())
+        passes = [Pass(len(ids), max(map(len, ids)), 0, editor.sites[0].layer) for ids in read if ids]
+        count = editor.in_one_row.numel()
         patch = 2 * count + 4 * WIDTHS[1] + 4 * len(row.ids) + 16 + 4 + 32
-        return Cost(patch, 8 * count, 6 * count, tuple(passes), 8 * count)
+        return Cost(patch, 6 * count, tuple(passes), 8 * count)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One memory for all requests, with the networks: what it recognises and says never changes again.
@@ -225,7 +225,7 @@ class SERAC:
             Untrained, WrongModel, ModelError: see `trained.find`.
             Cancelled: stopped before the result was used.
         """
-        editor, handle = trained.ready(work, self.name, SERACEditor), work.handle
+        editor, handle = trained.ready(work.handle, self.name, SERACEditor, work.home), work.handle
         with handle.using([]):
             rows = [handle.row_of(r) for r in requests]
             keys = editor.keys(handle, [_prompt(row) for row in rows])

@@ -93,7 +93,7 @@ class WISE:
         once = (*algebra.sampling(handle, self.contexts), *trials(handle, search))
         text = corpus.missing(handle, OTHER_TOKENS * self.others)
         state = 8 * (size + drawn) + 4 * (2 * size + 4 * drawn)  # places in order, the change and its gradient, values
-        return Cost(8 * drawn + 12, 0, state, passes, self.steps * 12 * size, once, text)
+        return Cost(8 * drawn + 12, state, passes, self.steps * 12 * size, once, text)
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One side copy for all requests.

@@ -85,7 +85,7 @@ def _lora(handle: Handle, method: Any, request: EditRequest, home: Path) -> Floo
 
 def _learned(handle: Handle, method: Any, request: EditRequest, home: Path) -> Floor:
     row, made = handle.row(request.prompt, request.target), getattr(learned, method.name)
-    editor = trained.ready(Work(handle, home=home), method.name, method.editor)
+    editor = trained.ready(handle, method.name, method.editor, home)
     return lambda: made(handle.model, row, method.layers(handle), editor, method.strength)
 
 
@@ -112,7 +112,7 @@ def _wise(handle: Handle, method: Any, request: EditRequest, home: Path) -> Floo
 
 def _serac(handle: Handle, method: Any, request: EditRequest, home: Path) -> Floor:
     row = handle.row(request.prompt, request.target)
-    editor = trained.ready(Work(handle, home=home), method.name, method.editor)
+    editor = trained.ready(handle, method.name, method.editor, home)
     return lambda: memory.serac(handle.model, row, editor.sites[0].layer, editor.network)
 
 
