@@ -247,7 +247,9 @@ DAMAGE = {
     "no tokenizer": (no_tokenizer, "has no tokenizer"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "The tokenizer of '.*' could not be loaded"),
     "weights of another": (half_head, "not those of its architecture .*layers.2.mlp.down_proj.weight"),
-    "another width": (lambda f: change(f, intermediate_size=64), r"down_proj.weight is 32 x 48 numbers.*32 x 64 were wanted"),
+    "another width": (
+        lambda f: change(f, intermediate_size=64), "down_proj.weight is 32 x 48 numbers.*32 x 64 were wanted"
+    ),
 }  # fmt: skip
 
 

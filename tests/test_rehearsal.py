@@ -1,4 +1,4 @@
-"""What stands against a model is told by its files' names and shapes alone, as it would be once its weights were read."""
+"""What stands against a model is told from names and shapes alone, as it would be once its weights were read."""
 
 from __future__ import annotations
 
