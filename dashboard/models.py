@@ -66,8 +66,9 @@ def _form(view: SessionState, health: Health) -> None:
     trouble, asked = state.value("_not_opened", ("", None))
     if trouble and asked == opening:
         st.error(message(trouble), icon=":material/error:")
-    st.button("Open it", key=OPEN, type="primary", icon=":material/open_in_new:", disabled=not name,
-              on_click=switch, args=(opening, view), width="stretch")  # fmt: skip
+    same = health.state == "ready" and picked is not None and _is_open(picked, placed)
+    st.button("It is open" if same else "Open it", key=OPEN, type="primary", icon=":material/open_in_new:",
+              disabled=same or not name, on_click=switch, args=(opening, view), width="stretch")  # fmt: skip
 
 
 def _format_words(dtype: str) -> str:
@@ -114,11 +115,12 @@ def _title(one: Choice) -> str:
     return f"{name} :gray-badge[open now]" if _is_open(one) else name
 
 
-def _is_open(one: Choice) -> bool:
-    """True for the model that is open; one that was asked for without a revision is its "main"."""
+def _is_open(one: Choice, placed: Mapping[str, str] | None = None) -> bool:
+    """True for the model that is open, there and in this format; one asked for without a revision is its "main"."""
     now = resources.engine().opening
     revisions = (one["revision"], "") if "main" in one["refs"] else (one["revision"],)
-    return now.model == one["name"] and now.revision in revisions
+    there = placed is None or all(getattr(now, name) == value for name, value in placed.items())
+    return now.model == one["name"] and now.revision in revisions and there
 
 
 def _about(one: Choice) -> str:

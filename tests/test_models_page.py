@@ -79,6 +79,15 @@ def test_a_model_that_does_not_fit_says_what_is_missing_and_which_format_would_h
     assert not page.button(key=models.OPEN).disabled
 
 
+def test_the_model_that_is_open_can_be_opened_again_only_in_another_way():
+    page = choosing(opened(steps=1))
+    assert page.button(key=models.OPEN).disabled and page.button(key=models.OPEN).label == "It is open"
+    page.selectbox(key=models.DTYPE).set_value("bfloat16")
+    assert not checked(page.run()).button(key=models.OPEN).disabled
+    click(page, models.OPEN)
+    assert engine().opened == [Opening("world-2019", "", "", "bfloat16")]
+
+
 def test_a_picked_model_is_opened_as_it_stands_in_the_list():
     page = click(picked(choosing(opened(steps=1)), "gpt2"), models.OPEN)
     assert engine().opened == [GPT2]
