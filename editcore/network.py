@@ -104,5 +104,5 @@ def laid_out(values: Tensor, taking: Tensor) -> Tensor:
 
 
 def _positive(value: Tensor) -> Tensor:
-    """max(value, 0). Not clamp: its gradient at 0, where all of training starts, is 0."""
-    return torch.where(value >= 0, value, torch.zeros_like(value))
+    """max(value, 0). In training not `relu`: its gradient at 0, where all of training starts, is 0."""
+    return torch.where(value >= 0, value, torch.zeros_like(value)) if value.requires_grad else value.relu()

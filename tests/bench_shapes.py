@@ -189,7 +189,5 @@ def shape(name: str, home: Path, repeats: int, names: Sequence[str]) -> dict[str
     print(LINE)
     found: dict[str, Any] = {"edits": edits(handle, home, repeats, names)}
     found["probes"], each, tokens = probes(handle, repeats)
-    print(
-        f"4 paraphrases and 8 probes, both passes: {found['probes']:.2f} s, {each:.0f} probes/s, {tokens:.0f} tokens/s"
-    )
+    print(probed(found["probes"], each, tokens))
     return found

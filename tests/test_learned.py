@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from editcore import examples, gradients, learned, spans, trained, training
 from editcore.bench import counterfactuals
 from editcore.errors import BadRequest, Cancelled, ModelError, Untrained, WrongModel
+from editcore.forecast import forecast
 from editcore.methods import Work, prepare_method
 from editcore.methods.enn import ENNEditor
 from editcore.methods.ke import KEEditor
@@ -232,6 +233,14 @@ def test_an_artifact_comes_back_as_it_was(artifact):
     editor = trained.ready(handle, "mend", MENDEditor)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(
         editor.parameters(), MENDEditor([handle.anatomy.site(LAYER)]).parameters(), strict=True))  # fmt: skip
+
+
+def test_an_editor_is_made_by_the_forecast_of_its_edit_from_what_was_read(artifact):
+    handle, _ = artifact
+    forecast(handle, prepare_method("mend", handle), EditRequest(*PROMPTS[0]))
+    editor, read = handle.memory["ready", "mend"], handle.memory["editor", "mend"].state
+    held = dict(editor.named_parameters())
+    assert held and {n: p.data_ptr() for n, p in held.items()} == {n: t.data_ptr() for n, t in read.items()}
 
 
 def other_model(path):

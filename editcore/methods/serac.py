@@ -210,13 +210,13 @@ class SERAC:
         return ()
 
     def cost(self, handle: Handle, request: EditRequest) -> Cost:
-        """The networks, in half precision, a key and a text; what it is measured with is read too, for the notes."""
+        """The networks, in half precision and there already, a key and a text; what the notes tell of is read too."""
         editor, row = trained.ready(handle, self.name, SERACEditor), handle.row_of(request)
         read = [[row.ids[: row.start]], *_noted(handle, [request])]
         passes = [Pass(len(ids), max(map(len, ids)), 0, editor.sites[0].layer) for ids in read if ids]
         count = editor.in_one_row.numel()
         patch = 2 * count + 4 * WIDTHS[1] + 4 * len(row.ids) + 16 + 4 + 32
-        return Cost(patch, 6 * count, tuple(passes), 8 * count)
+        return Cost(patch, passes=tuple(passes))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One memory for all requests, with the networks: what it recognises and says never changes again.

@@ -13,7 +13,7 @@ from editcore import corpus, dials, gradients
 from editcore.anatomy import Site
 from editcore.gradients import Factors, Texts
 from editcore.handle import Handle
-from editcore.method import Cost, Pass, Work, made_by, setting
+from editcore.method import Cost, Work, made_by, setting
 from editcore.patch import LowRank, Patch
 from editcore.records import EditRequest, Progress
 from editcore.spans import Row
@@ -67,8 +67,9 @@ class UltraEdit:
         found = gradients.cost(handle, places, row, answering=True)
         if all(("primed", site.path) in handle.memory for site in places):
             return found
-        primed = Pass(PRIMED_ON, LENGTH, 0, None, PRIMED_ON * CUT, backward=True)
-        return replace(found, once=(primed,), text=corpus.missing(handle, PRIMED_TOKENS))
+        below, above = (replace(some, rows=PRIMED_ON, tokens=LENGTH) for some in found.passes)
+        primed = below, replace(above, reads=PRIMED_ON * CUT)
+        return replace(found, once=primed, text=corpus.missing(handle, PRIMED_TOKENS))
 
     def edit(self, work: Work, requests: Sequence[EditRequest]) -> Patch:
         """One part a layer, of rank one for each answer token.
