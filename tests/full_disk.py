@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import torch
 
 from editcore import statfiles, trained
-from editcore.engine import InlineEngine, new_session, room
+from editcore.engine import InlineEngine, faults, new_session
 from editcore.engine.upload import unpacked
 from editcore.errors import EditcoreError
 from editcore.export import export_patch
@@ -107,7 +107,7 @@ def main(home: Path) -> None:
             write(folder)
             said = "nothing was refused"
         except Exception as error:
-            said = str(room._explain(error, "It stopped unexpectedly", name))
+            said = str(faults.explain(error, "It stopped unexpectedly", name))
         left = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "editcore.db" not in p.name]
         told[name] = (said, left)
     print(json.dumps(told))

@@ -38,7 +38,7 @@ import fake_desk
 import pytest
 
 from editcore import local, opening
-from editcore.engine import InlineEngine, LocalEngine, client, new_session, room
+from editcore.engine import InlineEngine, LocalEngine, client, faults, new_session
 from editcore.engine.watchdog import Sign, Watchdog
 from editcore.errors import EngineError, ModelError
 from editcore.records import EditRequest
@@ -126,8 +126,8 @@ def test_running_out_of_memory_is_told_with_numbers_and_makes_room(inline):
     compared = inline.compare(new_session(), REQUEST, [("ft", {"fail": "memory"}), ("rome", {})], "k")
     assert [o.report is not None for o in finish(inline, compared).outcomes] == [False, True]
     assert inline.ask("seen")["freed"] == 2
-    told = room._explain(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-                                      " 4000000000000 bytes."), "", "")  # fmt: skip
+    refused = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes."
+    told = faults.explain(RuntimeError(refused), "", "")
     assert "asked for 4000000000000 bytes more" in str(told)
 
 

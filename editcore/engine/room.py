@@ -7,13 +7,9 @@ everything else is answered at once on the caller's thread.
 from __future__ import annotations
 
 import logging
-import os
-import re
-import secrets
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -23,11 +19,11 @@ from typing import Any
 from editcore import history
 from editcore.engine import wire
 from editcore.engine.contract import EngineState, Health, JobKind, JobState, Plans
+from editcore.engine.faults import explain, make_room, poisons
 from editcore.engine.hands import DeskLike, Trial
 from editcore.engine.queue import Job, Question, WorkQueue
 from editcore.engine.sessions import CHECKUP, REMADE, print_of_view, to_be_noted
-from editcore.engine.upload import DISK
-from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError, WrongModel, is_out_of_memory
+from editcore.errors import BadRequest, Cancelled, EditcoreError, EngineError, WrongModel
 from editcore.gate import check_prompts
 from editcore.history import Stack
 from editcore.home import check_session
@@ -46,7 +42,6 @@ _UNEXPECTED: dict[JobKind, str] = {
 _EDITING: frozenset[JobKind] = frozenset({"edit", "recomputation", "adoption"})
 _SHARING: frozenset[JobKind] = frozenset({"edit", "recomputation", "comparison"})  # questions pass between their steps
 _SHARE = 3  # a third of a job's seconds at most goes to questions
-_POISON = ("CUDA error", "device-side assert", "illegal memory access", "CUBLAS_STATUS", "uncorrectable ECC")
 logger = logging.getLogger(__name__)
 
 
@@ -145,7 +140,7 @@ class Room:
             desk = self._open_desk(self._say)
             self._model, self._memory = desk.info(), desk.memory()
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
-            reason = _explain(error, "The model could not be loaded", "loading")
+            reason = explain(error, "The model could not be loaded", "loading")
             self._state, self._message, self._busy = "failed", str(reason), None
             self._queue.close(reason)
             return
@@ -181,8 +176,8 @@ class Room:
                 result = desk.ask(question.name, question.arguments)
             question.answer.set_result(wire.plain(result))
         except BaseException as error:
-            question.answer.set_exception(_explain(error, "The question could not be answered", question.name))
-            _make_room(desk, error)
+            question.answer.set_exception(explain(error, "The question could not be answered", question.name))
+            make_room(desk, error)
             self._check_poison(error)
 
     def _view(self, desk: DeskLike, session: str, edit: str, which: str, request: int) -> Any:
@@ -214,8 +209,8 @@ class Room:
             end = kinds[job.kind](desk, job)
         except BaseException as error:  # the thread must outlive whatever a library raises, SystemExit included
             self._store.blobs.discard(job.job)
-            fault, end = error, _explain(error, _UNEXPECTED[job.kind], job.kind)
-            _make_room(desk, error)
+            fault, end = error, explain(error, _UNEXPECTED[job.kind], job.kind)
+            make_room(desk, error)
         try:
             if not (self._cutting_off and isinstance(end, Cancelled)):  # that is told when the program is back
                 self._store.end_job(job.job)
@@ -356,10 +351,10 @@ class Room:
         except Cancelled:
             raise
         except BaseException as error:  # whatever a library raises, SystemExit included
-            if self._poisoned and _poisons(error):
+            if self._poisoned and poisons(error):
                 raise
-            told = _explain(error, "It stopped unexpectedly", method)
-            _make_room(desk, error)
+            told = explain(error, "It stopped unexpectedly", method)
+            make_room(desk, error)
             return Outcome(method, settings, None, str(told), wire.kind_of(told))
 
     def _commit(
@@ -380,69 +375,8 @@ class Room:
         self._store.remember(session, CHECKUP, print_, to_plain(found))
 
     def _check_poison(self, error: BaseException) -> None:
-        if self._poisoned and _poisons(error):
+        if self._poisoned and poisons(error):
             logger.critical("the accelerator cannot be used any more by this process")
             self._state, self._message = "restarting", "The accelerator failed; the worker is being replaced."
             self._queue.close(EngineError(self._message, "", "Try again in a moment."))
             self._poisoned()
-
-
-def _poisons(error: BaseException) -> bool:
-    """True for a fault that leaves the accelerator unusable."""
-    return any(sign in str(error) for sign in _POISON) and not isinstance(error, EditcoreError)
-
-
-def _explain(error: BaseException, what: str, doing: str) -> EditcoreError:
-    """What a person is told; details of the unexpected go to the log, under an incident id."""
-    if isinstance(error, EditcoreError):
-        return error
-    if is_out_of_memory(error):
-        logger.error("out of memory: %s", doing, exc_info=error)
-        return _memory_error(error)
-    if (refused := _refused(error)) in DISK:
-        logger.error("disk: %s", doing, exc_info=error)
-        return _disk_error(refused)
-    incident = secrets.token_hex(4)
-    logger.error("incident %s: %s", incident, doing, exc_info=error)
-    return EngineError(f"{what} (incident {incident}).", "", "Try again; the log file has the details.")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    names = {base.__name__ for base in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
-
-
-def _make_room(desk: DeskLike, error: BaseException) -> None:
-    """After running out of memory: what the failed work held is let go, so that the next finds room."""
-    if _out_of_memory(error):
-        traceback.clear_frames(error.__traceback__)
-        desk.free()
-
-
-def _memory_error(error: BaseException) -> EngineError:
-    wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
-    free = re.search(r"of which ([\d.]+ ?\w+) is free", str(error))
-    numbers = f": it asked for {wanted[1]} more" if wanted else ""
-    numbers += f" where {free[1]} is free" if wanted and free else ""
-    return EngineError(
-        f"There was not enough memory for this{numbers}.",
-        "Nothing of it was kept.",
-        "Use fewer probes or a lighter method, or free memory on this machine, and try again.",
-    )
-
-
-def _refused(error: BaseException) -> int | None:
-    """The number of what the system refused; safetensors tells it in words."""
-    if isinstance(error, OSError):
-        return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(told[1]) if told else None
-
-
-def _disk_error(refused: int | None) -> EngineError:
-    why = os.strerror(refused).lower() if refused else "the disk refused"
-    return EngineError(
-        f"It could not be saved: {why}.",
-        "Nothing was changed.",
-        "Free space, or set EDITCORE_HOME to a folder that can be written, and try again.",
-    )
