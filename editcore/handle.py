@@ -30,7 +30,7 @@ from editcore.records import EditRequest, Form, ModelInfo
 from editcore.scope import EditMemory
 from editcore.spans import Row, encode, encode_apart
 
-ROWS = 4096  # texts whose tokens are remembered: what is asked before an edit is asked again behind it
+ROWS, LONG = 512, 2_000  # texts whose tokens are remembered, and characters from which a text is not
 
 
 @dataclass(eq=False)
@@ -244,7 +244,9 @@ class Handle:
     def plain_row(
         self, prompt: str, answer: str = "", subject: str | None = None, form: Form = "raw", spaced: bool = False
     ) -> Row:
-        """`row`, whatever stands in front of prompts now; those asked for last are remembered."""
+        """`row`, whatever stands in front of prompts now; remembered, for it is asked before and after an edit."""
+        if len(prompt) + len(answer) > LONG:
+            return self._coded(prompt, answer, subject, form, spaced)
         if "rows" not in self.memory:
             self.memory["rows"] = lru_cache(ROWS)(self._coded)
         found: Row = self.memory["rows"](prompt, answer, subject, form, spaced)
