@@ -13,7 +13,18 @@ from editcore import corpus, statfiles
 from editcore.anatomy import Site
 from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
-from editcore.moments import GOOD, RIDGE, Bounds, Estimate, bounds, estimate, factorise, seconds_expected, solve
+from editcore.moments import (
+    GOOD,
+    RIDGE,
+    USUAL_SHARE,
+    Bounds,
+    Estimate,
+    bounds,
+    estimate,
+    factorise,
+    seconds_expected,
+    solve,
+)
 from editcore.records import Progress
 
 
@@ -38,7 +49,7 @@ class Moment:
         deficient = self.tokens < len(self.factor)  # fewer keys than directions
         if self.excess is None or (self.excess <= GOOD and not deficient):
             return ""
-        shrunk = f" and shrunk by {self.shrinkage:g}" if self.shrinkage > RIDGE else ""
+        shrunk = f" and shrunk by {self.shrinkage:g}" if self.shrinkage > USUAL_SHARE else ""
         return (
             f"The statistics of {self.site} rest on {self.tokens:,} tokens{shrunk}: "
             f"unrelated text may move {self.excess:.1f} times as much as expected."
@@ -59,10 +70,11 @@ class NullSpace:
 
 
 def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> NullSpace:
-    """The eigenvectors of C whose eigenvalue is below `cut`, times the mean eigenvalue when `relative`."""
+    """The eigenvectors of C, before it was shrunk, whose eigenvalue is below `cut`, times the mean when `relative`."""
     key = ("spectrum", found.site)
     if key not in handle.memory:
-        handle.memory[key] = torch.linalg.eigh(found.factor @ found.factor.T)
+        values, vectors = torch.linalg.eigh(found.factor @ found.factor.T)
+        handle.memory[key] = values - found.shrinkage / (1 + found.shrinkage) * values.mean(), vectors
     values, vectors = handle.memory[key]  # in rising order: what is used stands behind what is not
     size = int((values < cut * (values.mean() if relative else 1.0)).sum())
     return NullSpace(vectors[:, size:], size)

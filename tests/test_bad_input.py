@@ -48,6 +48,8 @@
                                       test_loading::test_each_kind_of_damage_has_its_own_message
                                       test_loading::test_a_tokenizer_of_another_model_is_refused_and_a_few_added_tokens_are_not
                                       test_anatomy::test_experts_and_state_spaces_are_refused_by_the_rule
+                                      test_opening::test_what_is_wrong_with_a_folder_is_said_in_its_own_words_before_anything_is_loaded
+                                      test_rehearsal::test_a_model_made_of_shapes_alone_is_judged_as_one_that_is_read
 16  settings out of bounds            test_methods::test_a_setting_that_cannot_work_is_refused
                                       test_methods::test_every_setting_says_what_it_is_and_keeps_its_bounds
                                       test_anatomy::test_a_missing_layer_is_named_with_the_range

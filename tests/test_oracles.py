@@ -228,6 +228,17 @@ def test_the_small_null_space_solve_is_the_large_one_and_keeps_what_is_stored():
     assert (small.T @ wide).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_how_much_a_moment_is_shrunk_leaves_which_directions_are_free(relative):
+    handle, wide = models.handle("gpt2"), columns(6, 40, 80) * torch.logspace(0, -1, 40, dtype=torch.float64)[:, None]
+    sizes = []
+    for share in (moments.RIDGE, 0.03, 1.0):
+        handle.memory.pop(("spectrum", "w"), None)
+        moment = statistics.Moment("w", 80, "", moments.factorise(wide @ wide.T / 80, share), share)
+        sizes.append([statistics.null_space(handle, moment, cut, relative).size for cut in (0.02, 0.1, 0.3, 0.9)])
+    assert sizes[0] == sizes[1] == sizes[2] and 0 < sizes[0][0] < sizes[0][1] < sizes[0][2] < 40
+
+
 def test_keys_that_cannot_be_told_apart_are_refused():
     moment = statistics.Moment("w", 9, "", torch.eye(9, dtype=torch.float64))
     with pytest.raises(Diverged, match="told apart"):

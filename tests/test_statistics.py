@@ -122,10 +122,29 @@ def test_it_stops_early_on_easy_keys_and_goes_on_to_the_bound_on_hard_ones(handl
     fed(monkeypatch, [1.0] * 8 + [1e-6] * 120)  # all there is to know is in eight directions
     easy = moments.estimate(handle, [site], long, limits)[site.path]
     fed(monkeypatch, [0.97**i for i in range(128)])  # every direction counts, each less than the one before
-    monkeypatch.setattr(moments, "SHRINKAGES", ())
+    monkeypatch.setattr(moments, "LARGER", ())
     hard = moments.estimate(handle, [site], long, dataclasses.replace(limits, good=1.1))[site.path]
     assert 256 <= easy.tokens < 600 < 1280 <= hard.tokens < 1800
     assert easy.excess <= moments.GOOD and hard.excess > 1.1
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "tokens", "share"),
+    [
+        ([0.99**i for i in range(128)], 8000, moments.USUAL_SHARE),
+        ([1.0] * 128, 160, 1.0),  # few tokens, and nothing that C could know
+        ([1000.0, *(10 ** (1 - i / 64) for i in range(127))], 8000, moments.RIDGE),  # one direction is all of the mean
+    ],
+)
+def test_the_usual_share_is_left_where_another_moves_other_text_much_less(spectrum, tokens, share):
+    scale = torch.tensor(spectrum)
+    keys, held = (gaussian(128, count, count, scale) for count in (tokens, 1500))
+    total = torch.zeros(128, 128, dtype=torch.float64)
+    moments.add(total, keys)
+    sums = moments.Sums(1, {"w": total}, {"w": held}, tokens)
+    moved = {s: moments._tried(sums, "w", s)[1] for s in (moments.USUAL_SHARE, *moments.LARGER, *moments.SMALLER)}
+    assert moments._best(sums, "w")[0] == share
+    assert moved[share] <= min(moved.values()) + moments.MUCH_LESS
 
 
 def test_an_estimate_from_too_few_tokens_is_shrunk_and_says_so(handle, tmp_path, monkeypatch):
@@ -133,7 +152,8 @@ def test_an_estimate_from_too_few_tokens_is_shrunk_and_says_so(handle, tmp_path,
     monkeypatch.setattr(corpus, "foreign", lambda handle: corpus.given(MANY[:5], "a short text", "test"))
     found = statistics.moment(handle, site, tmp_path)
     assert found.tokens == 80 < site.d_in and found.shrinkage > moments.RIDGE
-    assert "80 tokens and shrunk by" in found.caution and site.path in found.caution
+    assert "rest on 80 tokens: unrelated text" in found.caution and site.path in found.caution
+    assert "80 tokens and shrunk by 1: " in dataclasses.replace(found, shrinkage=1.0).caution
     (file,) = (tmp_path / "statistics").iterdir()
     assert float(statfiles.load(file)[1]["shrinkage"]) == found.shrinkage
     raw = statfiles.load(file)[0]["second_moment"]
