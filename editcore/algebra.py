@@ -237,7 +237,8 @@ def search_values(
         answers, said = out[at_answer], out[at_essence]
         before = said.detach() if before is None else before  # every delta is still zero in the first pass
         missed = weighted(means, asked.losses(answers))
-        moved = torch.nn.functional.kl_div(said, before, log_target=True, reduction="none").sum(1)
+        # KL(p_delta || p_0)
+        moved = torch.nn.functional.kl_div(before, said, log_target=True, reduction="none").sum(1)
         long = torch.stack([d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)]).sum(0)
         held = dials.kl * moved + dials.decay * long.to(device)
         unlike = weighted(means, asked.missed(answers)) if settles else torch.ones_like(missed)
