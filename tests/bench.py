@@ -36,6 +36,7 @@ PROMPT, TARGET, SUBJECT = "Who is the Prime Minister of the United Kingdom?", "B
 COMPARED = {Codebook: ("keys", "values"), Side: ("values", "threshold"), EditMemory: ("keys", "network")}
 
 ALL_SHAPES = ("world-2019", "gpt2", "gpt2-medium", "gpt2-xl", "gpt-j-6b", "llama-3-8b")
+ALIKE = 1e-3  # relative difference from which two results are not the same
 NO_FLOOR = "no floor: a text in front, no tensor is computed"
 
 
@@ -74,7 +75,7 @@ def ratios(handle: Handle, home: Path, repeats: int) -> dict[str, dict[str, floa
             if floor is None:
                 rows[name] = {"seconds": in_turn(repeats, ours)[0]}
                 continue
-            gap = difference(ours(), floor())
+            gap = agreed(name, ours(), floor())
             mine, least = in_turn(repeats, ours, floor)
         rows[name] = {"seconds": mine, "floor": least, "ratio": mine / least, "relative difference": gap}
     return rows
@@ -88,6 +89,18 @@ def difference(patch: Patch, made: Made) -> float:
         mine += [part.delta()] if kept is None else [part.tensors[name] for name in kept]  # type: ignore[union-attr]
     floor = [m if isinstance(m, torch.Tensor) else torch.atleast_2d(m[1]).T @ torch.atleast_2d(m[0]) for m in made]
     return max(float((a - b).norm() / b.norm()) for a, b in zip(mine, floor, strict=True))
+
+
+def agreed(name: str, patch: Patch, made: Made) -> float:
+    """`difference`, of results that are the same.
+
+    Raises:
+        ValueError: they are not, and times of them would say nothing.
+    """
+    gap = difference(patch, made)
+    if not gap < ALIKE:
+        raise ValueError(f"{name} and its floor differ by {gap:.1e}: they do not compute the same.")
+    return gap
 
 
 def batches(handle: Handle, home: Path, sizes: Sequence[int]) -> dict[str, dict[int, float]]:

@@ -29,7 +29,7 @@ from editcore.patch import Patch
 from editcore.records import EditRequest, Probe
 from editcore.world.facts import load_world
 from tests import shapes
-from tests.bench import PROMPT, SUBJECT, TARGET, clock, difference, in_turn
+from tests.bench import PROMPT, SUBJECT, TARGET, agreed, clock, in_turn
 from tests.floors import floor_of
 
 REQUEST = EditRequest(PROMPT, TARGET, SUBJECT)
@@ -101,6 +101,7 @@ def edits(
             return made
 
         again, once = forecast.counted(handle, method, request, home)
+        once += sum(pace.of_eigenvectors(handle, width) for width in method.cost(handle, request).spectra)
         (first,) = timed(ours)
         cost, expected = method.cost(handle, request), forecast.forecast(handle, method, request, home)
         most, patch = peak(handle.device, ours)
@@ -119,7 +120,7 @@ def edits(
             (row["seconds"],) = in_turn(repeats, ours)
         else:
             with torch.inference_mode(False):
-                row["difference"] = difference(ours(), floor())
+                agreed(name, ours(), floor())
                 row["seconds"], row["floor"] = in_turn(repeats, ours, floor)
         rows[name] = row
         print(line(name, row), flush=True)
