@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ class Handle:
         """Rows of the embedding table: ids from here on are none."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    @property
+    @cached_property
     def devices(self) -> tuple[str, ...]:
-        """Where the weights lie, in the order they are met."""
+        """Where the weights lie, in the order they are met; they stay there."""
         return tuple(dict.fromkeys(str(p.device) for p in self.model.parameters()))
 
     @property
