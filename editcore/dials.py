@@ -43,6 +43,12 @@ def momentum() -> Any:
     )
 
 
+def weight() -> Any:
+    """Weight of what the matrices usually store; see `spread.ridge`."""
+    said = "Weight of what the matrices usually store (lambda); empty: one for each entry of a key"
+    return setting(None, said, kind="float", low=1e-9, high=1e9)
+
+
 def decay(default: float) -> Any:
     """Weight of the new value's distance from the old one."""
     return setting(default, "Pull of the new value towards the old one", low=0.0, high=1000.0)

@@ -18,12 +18,16 @@ from editcore.spans import Row
 TOGETHER = 16  # requests whose values are searched in the same passes
 
 
-def ridge(work: Work, weight: float) -> Callable[[Site, Tensor], Tensor]:
-    """For `spread`: the keys of a site [d_in, n] to what `algebra.ridge` gives for them at this weight."""
+def ridge(work: Work, weight: float | None) -> Callable[[Site, Tensor], Tensor]:
+    """For `spread`: the keys of a site [d_in, n] to what `algebra.ridge` gives for them at this weight.
+
+    Args:
+        weight: None: d_in, which k^T C^-1 k is on average over the keys that C is the mean of, whatever their scale.
+    """
 
     def adjust(site: Site, keys: Tensor) -> Tensor:
         moment = statistics.moment(work.handle, site, work.home, work.report, work.stop)
-        return algebra.ridge(moment.solve, keys, weight)
+        return algebra.ridge(moment.solve, keys, float(site.d_in) if weight is None else weight)
 
     return adjust
 

@@ -15,6 +15,7 @@ from typing import Any
 from editcore.assets import assets_root
 from editcore.records import MethodInfo
 
+OTHER = "other.json"  # numbers that depend on no model's scale
 WHERE = ("layer", "first", "last")  # the settings that say which blocks are edited
 
 
@@ -28,13 +29,16 @@ class Suited:
 
 
 def known_settings(model: str) -> Suited:
-    """Those of a known model. A pattern has to match the model's own name, in any case; see `names_in`."""
-    names = names_in(model)
-    for path in sorted((assets_root() / "settings").glob("*.json")):
+    """Those of a known model, else those that any model is met with, without a source.
+
+    A pattern has to match the model's own name, in any case; see `names_in`.
+    """
+    names, folder = names_in(model), assets_root() / "settings"
+    for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         if any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in data["models"] for name in names):
             return Suited(data["source"], data["methods"], data.get("usual steps", {}))
-    return Suited()
+    return Suited(methods=json.loads((folder / OTHER).read_text(encoding="utf-8"))["methods"])
 
 
 def names_in(model: str) -> list[str]:
@@ -47,7 +51,7 @@ def names_in(model: str) -> list[str]:
 
 
 def tuned_settings(model: str, method: str) -> dict[str, Any]:
-    """What suits a known model, for one method; empty for an unknown one."""
+    """What suits a model, for one method."""
     return dict(known_settings(model).methods.get(method, {}))
 
 

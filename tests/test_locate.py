@@ -19,12 +19,12 @@ from editcore.engine.watchdog import lost
 from editcore.errors import BadRequest, BadSetting, Cancelled, SubjectNotFound
 from editcore.home import new_session
 from editcore.method import checked
-from editcore.methods import AS_SET, METHODS, RULE, find_method, prepare_method, prepared
+from editcore.methods import AS_SET, METHODS, RULE, Work, find_method, prepare_method, prepared
 from editcore.records import EditRequest
 from editcore.store import Store
 from tests import models
 
-FILES = sorted((assets_root() / "settings").glob("*.json"))
+FILES = sorted(f for f in (assets_root() / "settings").glob("*.json") if f.name != tuning.OTHER)
 LAYERS = 12
 
 
@@ -254,6 +254,31 @@ def test_settings_of_known_models_fit_their_methods_and_the_models_depth(file):
 )  # fmt: skip
 def test_a_model_is_known_by_its_own_name_wherever_it_lies(model, layer):
     assert tuning.tuned_settings(model, "rome").get("layer") == layer
+
+
+def test_what_any_unknown_model_is_met_with_names_no_layer_and_stays_out_of_a_known_one(fresh):
+    other = tuning.known_settings("nobody/knows-it")
+    assert not other.source and set(other.methods) == {"emmet", "memit", "pmet", "alphaedit"}
+    assert all(checked(find_method(n), v) == v and not set(v) & set(tuning.WHERE) for n, v in other.methods.items())
+    made = prepare_method("alphaedit", fresh)
+    assert (made.relative, made.cut, made.limit) == (True, 0.3, 4.0) and prepare_method("memit", fresh).weight is None
+    assert prepare_method("memit", fresh, {"preset": "published"}).limit == 0.75
+    assert tuning.tuned_settings("gpt-j-6b", "memit") == {"first": 3, "last": 8, "weight": 15000.0}
+
+
+def test_an_empty_weight_is_the_number_of_entries_of_a_key(fresh):
+    request = EditRequest("The mother tongue of Danielle Darrieux is", "English", "Danielle Darrieux")
+    dials = {"first": 1, "last": 1, "steps": 2, "contexts": 0}
+
+    def made(**more):
+        with torch.inference_mode(False), fresh.using([]):
+            (part,) = (
+                prepare_method("memit", fresh, {**dials, **more}).edit(Work(fresh, home=fresh.home), [request]).parts
+            )
+        return part.delta()
+
+    width = fresh.anatomy.site(1).d_in
+    assert torch.equal(made(), made(weight=float(width))) and not torch.equal(made(), made(weight=2.0 * width))
 
 
 def test_no_name_is_claimed_by_two_files():

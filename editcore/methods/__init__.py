@@ -141,4 +141,6 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
         return made, AS_SET
     if any(getattr(made, place) is not None and place in suited for place in places):
         return made, f"known to suit this model: {known.source}"
-    return made, f"found by {found.source}" if traced else "; ".join(filter(None, (RULE, found.source)))
+    if traced:
+        return made, f"found by {found.source}"
+    return made, RULE if found.methods or not found.source else f"{RULE}; {found.source}"

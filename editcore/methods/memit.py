@@ -9,7 +9,7 @@ from typing import ClassVar
 from editcore import dials, subject
 from editcore.anatomy import Site
 from editcore.handle import Handle
-from editcore.method import Cost, Work, setting
+from editcore.method import Cost, Work
 from editcore.patch import Patch
 from editcore.records import EditRequest
 from editcore.spread import cost, ridge, sites, span, spread
@@ -36,7 +36,7 @@ class MEMIT:
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")
-    weight: float = setting(15000.0, "Weight of what the matrices usually store (lambda)", low=1e-9, high=1e9)
+    weight: float | None = dials.weight()
     contexts: int = dials.contexts(5)
     key: str = dials.key()
     steps: int = dials.steps(25)

@@ -40,7 +40,7 @@ class PMET:
 
     first: int | None = dials.block("First block to edit (0 = first)")
     last: int | None = dials.block("Last block to edit")
-    weight: float = setting(6000.0, "Weight of what the matrices usually store (lambda)", low=1e-9, high=1e9)
+    weight: float | None = dials.weight()
     attention: bool = setting(True, "Search a change of attention's output as well, which is not written")
     contexts: int = dials.contexts(5)
     key: str = dials.key()

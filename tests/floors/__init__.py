@@ -58,8 +58,9 @@ def _spread(handle: Handle, method: Any, request: EditRequest, home: Path) -> Fl
         unused = {n: statistics.null_space(handle, m, method.cut, method.relative) for n, m in moments.items()}
         directions = {n: search.null_space(u.project, method.penalty) for n, u in unused.items()}
     else:
-        weight = method.weight * getattr(method, "slack", 1.0)
-        directions = {n: search.ridge(m.solve, weight) for n, m in moments.items()}
+        slack = getattr(method, "slack", 1.0)
+        weights = {n: slack * (len(m.factor) if method.weight is None else method.weight) for n, m in moments.items()}
+        directions = {n: search.ridge(m.solve, weights[n]) for n, m in moments.items()}
     share = math.sqrt if pmet else float
     return lambda: search.spread(
         handle.model, *texts, layers, how, lambda layer, key: directions[layer](key), pmet, share
