@@ -93,9 +93,10 @@ def have_come() -> bool:
     return any(resources.questions().answered(place) for place in state.kept()["awaited"].values())
 
 
-def forget(only: str = "") -> None:
-    """What was found out may have changed, all of it or what is known under one name: ask again."""
-    for name in [name for name in state.kept() if name == f"once:{only}" or (not only and name.startswith("once:"))]:
+def forget(*only: str) -> None:
+    """What was found out may have changed, all of it or what is known under some names: ask again."""
+    some = {f"once:{name}" for name in only}
+    for name in [name for name in state.kept() if name in some or (not only and name.startswith("once:"))]:
         del state.kept()[name]
 
 

@@ -172,6 +172,8 @@ def known(kind: JobKind) -> JobState | None:
             state.forget_shown()
         if kind == "preparation":
             answers.forget()
+        elif kind != "export":
+            answers.forget("preflight", "outlook")  # what was to be made first is there
     return job
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import answers, charts, fold, remade, resources, results, state
+from dashboard import answers, charts, fold, models, remade, resources, results, state
 from dashboard.frame import Frame
 from dashboard.text import counted, duration, message, percent, plain, shorten
 from editcore.course import course_rows, diagnose
@@ -34,6 +34,7 @@ def column(page: Frame) -> None:
         if not view.rows:
             st.caption("No edit is in place. Each one you apply appears here, on top of the one before: switch it off, "
                        "weaken it, take it back.")  # fmt: skip
+            models.left_behind(view)
         for row in reversed(view.rows):
             _row(page, row, busy)
         if view.edited:

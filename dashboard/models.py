@@ -12,6 +12,7 @@ import streamlit as st
 
 from dashboard import answers, resources, state
 from dashboard.text import message, plain, size
+from editcore.admission import NOT_ALLOWED
 from editcore.assets import WORLD_NAME
 from editcore.engine.contract import Health, SessionState
 from editcore.errors import EditcoreError
@@ -23,8 +24,8 @@ POPOVER, PICK, NAME, REVISION = "models", "model:pick", "model:name", "model:rev
 DTYPE, DEVICE, SPREAD, OPEN = "model:dtype", "model:device", "model:spread", "model:open"
 _ELSE = "another"  # the choice that is none of the list
 _FORMATS = ("", "float32", "bfloat16", "float16")
-_TALL = 170  # pixels of a long list
-_MANY = 4  # models make a list long
+_TALL = 340  # pixels of a long list
+_MANY = 6  # models make a list long
 Choice = Mapping[str, Any]  # one of `picker.at_hand`, as plain data
 
 
@@ -34,7 +35,7 @@ def corner(view: SessionState, health: Health) -> None:
         return
     box = st.popover("Change model", key=POPOVER, type="tertiary", icon=":material/swap_horiz:", on_change="rerun")
     if not box.open:
-        answers.forget("models")  # so that it is looked anew the next time
+        answers.forget("models", "models anywhere")  # so that it is looked anew the next time
         return
     with box, st.container(key="model-form", gap="small", width=440):
         _form(view, health)
@@ -80,13 +81,12 @@ def _at_hand(health: Health, placed: Mapping[str, str]) -> Sequence[Choice] | No
     if health.state != "ready" or health.model is None:
         return [{"name": WORLD_NAME, "shown": WORLD_NAME, "revision": "", "refs": [], "problem": "", "disk": None}]
     ask, asked = resources.engine().ask, [health.model.fingerprint, dict(placed)]
+    name = "models" if any(placed.values()) else "models anywhere"
     try:
-        found: Sequence[Choice] | None = answers.asked(
-            "models", asked, lambda: ask("models", resources.PATIENCE, **placed)
-        )
+        found: Sequence[Choice] | None = answers.asked(name, asked, lambda: ask("models", resources.PATIENCE, **placed))
     except EditcoreError as error:
         st.error(message(str(error)), icon=":material/error:")
-        return None
+        return _at_hand(health, {}) if any(placed.values()) else None  # a place that is none hides no model
     if found is None:
         st.caption(":material/hourglass_top: Looking which models are on this machine.")
     return found
@@ -150,10 +150,12 @@ def switch(opening: Opening, view: SessionState) -> None:
     try:
         resources.open_model(opening)
     except EditcoreError as error:
-        state.leave("not_opened", (f"{error} {_folders_allowed(opening.model)}".strip(), opening))
+        allowed = _folders_allowed(opening.model) if NOT_ALLOWED in str(error) else ""
+        state.leave("not_opened", (f"{error} {allowed}".strip(), opening))
         return
     state.set_widget(POPOVER, False)
     if view.rows or view.undo or view.redo:
+        state.leave("left_behind", (view.session, view.base.model if view.base else ""))
         state.start_session()
 
 
@@ -169,6 +171,14 @@ def _folders_allowed(name: str) -> str:
 
 
 # A session on another model than its own.
+
+
+def left_behind(view: SessionState) -> None:
+    """In a session without edits, the way back to one whose edits stayed with another model."""
+    session, model = state.value("_left_behind", ("", ""))
+    if session and session != view.session and not view.rows:
+        st.button(f"Your edits on {plain(model)}" if model else "Your edits", key="left-behind", type="tertiary",
+                  icon=":material/undo:", on_click=state.go_to, args=(session,))  # fmt: skip
 
 
 def strangers(base: Base, model: ModelInfo) -> None:

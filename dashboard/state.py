@@ -65,11 +65,10 @@ def _tidy_address(session: str) -> None:
     unknown = [name for name in st.query_params if name not in _READ]
     for name in unknown:
         del st.query_params[name]
-    names = list(dict.fromkeys([*unknown, *repeated, *wrong]))
-    if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    if names := list(dict.fromkeys([*unknown, *repeated, *wrong])):
         told = ", ".join(name[:40] for name in names[:_NAMED])
-        st.session_state["_ignored"] = f"The page's address held what it does not understand: {told}{more}. Ignored."
+        told += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        st.session_state["_ignored"] = f"The page's address held what it does not understand: {told}. Ignored."
 
 
 def ignored() -> str:
@@ -94,7 +93,7 @@ def is_in() -> bool:
 
 def come_in() -> None:
     """The password was right; it is not asked for again before the page is reloaded."""
-    st.session_state["_in"] = True
+    leave("in")
 
 
 def switch(page: str, session: str) -> NoReturn:
@@ -107,6 +106,11 @@ def start_session() -> None:
     fresh = secrets.token_urlsafe(16)
     resources.drafts().keep(fresh, {name: text(name) for name in (PROMPT, TARGET, METHOD)})
     st.query_params["session"] = fresh
+
+
+def go_to(session: str) -> None:
+    """Go on in a session there is; for callbacks only."""
+    st.query_params["session"] = session
 
 
 def see_model(fingerprint: str) -> bool:

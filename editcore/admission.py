@@ -20,6 +20,7 @@ from editcore.home import home_dir
 from editcore.records import Opening
 from editcore.settings import Settings
 
+NOT_ALLOWED = "may not be opened here"
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 # From the root of a disk on, up to its last part; after a letter or another slash it is a name or an address. One in
 # quotes may hold spaces.
@@ -42,7 +43,7 @@ def admitted(name: str, limits: Settings) -> str:
     elif any(folder.is_relative_to(root) for root in map(_folder, limits.model_roots) if root is not None):
         return str(folder)
     raise ModelError(
-        f"The model {name[:120]!r} may not be opened here.",
+        f"The model {name[:120]!r} {NOT_ALLOWED}.",
         "The embedded model, a hub id or a folder within the allowed ones was wanted.",
         "Whoever runs this page allows others with the settings models and model_roots.",
     )

@@ -237,13 +237,18 @@ def _sites(model: Any, named: list[tuple[str, nn.Module]], width: int, split: in
     return tuple(sites)
 
 
+def computes(model: Any) -> bool:
+    """True when the logits of four tokens are finite."""
+    return bool(torch.isfinite(_run(model).logits).all())
+
+
 @torch.no_grad()
-def _run(model: Any, last: int = 3) -> None:
+def _run(model: Any, last: int = 3) -> Any:
     """Four tokens through the model, the last of them of this id."""
     table = model.get_input_embeddings().weight
     ids = torch.tensor([[0, 1, 2, last]], device=table.device) % table.shape[0]
     more = {"decoder_input_ids": ids} if two_stacks(model) else {}
-    model(input_ids=ids, use_cache=False, **more)
+    return model(input_ids=ids, use_cache=False, **more)
 
 
 def _refuse_both_ways(model: Any, block: nn.Module) -> None:

@@ -18,13 +18,14 @@ from editcore.forecast import enough, forecast
 from editcore.handle import Handle
 from editcore.learned import Dials
 from editcore.lookup import is_named, normal
-from editcore.methods import RULE, Method, Work, prepare_method, prepared
+from editcore.methods import RULE, Method, Work, prepared
 from editcore.patch import Patch
 from editcore.records import EditReport, EditRequest, Form, Preflight, Probe, ProbeResult, Progress, Scores, Seconds
 from editcore.words import FORM_WORDS, human_bytes
 from editcore.world.facts import World, load_world
 
 LONGEST_SAID = 120  # characters of an answer in a sentence
+LOOK = "Where to edit was a rule of thumb: let “Find out” (among the settings; editcore locate) look for it first."
 SURE = 0.5  # probability of its own answer from which a model counts as knowing it
 
 
@@ -160,11 +161,11 @@ def run_edits(
         BadInput, Diverged, Cancelled: see the method; nothing is kept. A request of several is named by its row.
     """
     handle.home = home or handle.home
-    made = prepare_method(method, handle, settings)
+    made, chosen_by = prepared(method, handle, settings)
     checked = check_requests(handle, requests, made)
     work = Work(handle, report, stop, home, patches)
     with enough(handle, made, checked[0]), torch.inference_mode(False):
-        prepared = _prepare(work, made)
+        waited = _prepare(work, made)
     with enough(handle, made, checked[0]), torch.inference_mode(False), handle.using(patches):
         firsts = []
         for request in checked:
@@ -183,9 +184,11 @@ def run_edits(
             after = measure.read(
                 handle, first.probes, request.target, first.olds, [patch], generate=generate
             )  # fmt: skip
-            seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, prepared)
+            seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, waited)
             results = measure.compare(first.probes, first.readings, after)
-            reports.append(_report(handle, made, request, patch, seconds, results, generate, work.notes, peak_memory))
+            told = _report(handle, made, request, patch, seconds, results, generate, work.notes, peak_memory)
+            guessed = not told.took and _guessed(made, chosen_by)
+            reports.append(replace(told, advice=f"{LOOK} {told.advice}") if guessed else told)
     return patch, tuple(reports)
 
 
@@ -310,6 +313,11 @@ def percent(value: float) -> str:
     return f"{share:.1f} %" if share < 10 or 99 < share < 99.95 else f"{share:.0f} %"
 
 
+def _guessed(method: Method, chosen_by: str) -> bool:
+    """True when a rule of thumb says where to edit, and a trace of the model could."""
+    return chosen_by == RULE and locate.helps(method.name)
+
+
 def advice(method: Method, results: Sequence[ProbeResult], scores: Scores, took: bool, target: str) -> str:
     """What to try next, when something is amiss; else empty."""
     first = results[0].after
@@ -406,7 +414,7 @@ def preflight(
         known=known,
         nearest=() if known or world is None else suggest.nearest(checked.prompt, world),
         layer_source=chosen_by,
-        finding=locate.seconds(handle) if chosen_by == RULE and locate.helps(made.name) else None,
+        finding=locate.seconds(handle) if _guessed(made, chosen_by) else None,
         text=handle.text(checked.prompt, checked.form),
         answer=handle.envelope(checked.form).gap + checked.target,
     )

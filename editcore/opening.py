@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from editcore import checkpoint, weights
-from editcore.anatomy import stacks, study, two_stacks
+from editcore.anatomy import computes, stacks, study, two_stacks
 from editcore.assets import WORLD_NAME
 from editcore.devices import DeviceMap, choose_device, choose_dtype, spread_over
 from editcore.errors import ModelError
@@ -118,6 +118,13 @@ def wrap(
     if len({parameter.device for parameter in model.parameters()}) == 1:
         model = model.to(device)
     model = model.eval().requires_grad_(False)
+    found = study(model)
+    if not computes(model):
+        raise ModelError(
+            f"{name!r} computes no numbers: what it makes of four tokens is not finite.",
+            "Weights without NaN or infinity were wanted, in a number format that does not overflow.",
+            "Download or copy the model again; if it was opened in float16, use bfloat16 or float32.",
+        )
     return Handle(
         name=name,
         model=model,
@@ -127,7 +134,7 @@ def wrap(
         dtype=dtype or next(model.parameters()).dtype,
         dtype_reason=dtype_reason,
         fingerprint=fingerprint(model),
-        anatomy=study(model),
+        anatomy=found,
         folder=folder,
         revision=revision,
         opening=opening(model, tokenizer) if apart else (),

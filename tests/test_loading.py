@@ -262,6 +262,15 @@ def test_each_kind_of_damage_has_its_own_message(folder, name):
     assert caught.value.seen and caught.value.try_
 
 
+def test_a_model_that_computes_no_numbers_is_refused(folder):
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(folder / WEIGHTS)
+    held["model.norm.weight"][3] = float("nan")
+    save_file(held, folder / WEIGHTS)
+    assert "computes no numbers" in refused(folder).seen and "float16" in refused(folder).try_
+
+
 def test_messages_of_different_damage_differ(made, tmp_path):
     said = set()
     for number, (damage, _) in enumerate(DAMAGE.values()):

@@ -10,7 +10,7 @@ import torch
 from editcore import causal, locate, tuning
 from editcore import opening as handles
 from editcore.assets import assets_root
-from editcore.edit import preflight
+from editcore.edit import preflight, run_edit
 from editcore.engine.contract import LOCATE
 from editcore.engine.desk import Desk
 from editcore.engine.queue import WorkQueue, check_work
@@ -293,3 +293,17 @@ def test_no_name_is_claimed_by_two_files():
 def test_a_known_setting_that_is_out_of_bounds_would_be_noticed():
     with pytest.raises(BadSetting):
         checked(find_method("memit"), {"first": -1})
+
+
+def test_an_edit_that_did_not_take_where_a_rule_of_thumb_put_it_is_advised_to_look(fresh):
+    request = EditRequest("The mother tongue of Danielle Darrieux is", "English", "Danielle Darrieux")
+
+    def advised(method="rome", **more):
+        _, report = run_edit(fresh, request, method, {"steps": 1, **more}, home=fresh.home, generate=False)
+        assert not report.took
+        return report.advice.startswith("Where to edit was a rule of thumb: let “Find out”")
+
+    assert advised(contexts=0) and not advised(contexts=0, layer=1)
+    assert not advised("ft", rate=1e-6), "a trace says nothing about it"
+    stored(fresh, 2)
+    assert not advised(contexts=0)

@@ -134,7 +134,15 @@ def test_a_device_that_is_not_there_is_said_where_the_models_are_listed():
     engine().breaks["models"] = [ModelError("No CUDA device is usable.", "", "Use cpu.")]
     page.text_input(key=models.DEVICE).set_value("cuda:7")
     page = checked(page.run())
-    assert "No CUDA device is usable" in page.error[0].value and page.text_input(key=models.NAME)
+    assert "No CUDA device is usable" in page.error[0].value and "gpt2" in page.radio(key=models.PICK).options
+
+
+@pytest.mark.parametrize(("why", "told"), [("has no tokenizer.", False), ("may not be opened here.", True)])
+def test_which_folders_are_allowed_is_told_where_that_was_why(why, told):
+    page = named(choosing(opened(steps=1)), "/some/where")
+    engine().breaks["open"] = [ModelError(f"'/some/where' {why}")]
+    said = click(page, models.OPEN).error[0].value.replace("\\", "").replace("\u2060", "")
+    assert ("Allowed now: no folder." in said) is told
 
 
 def test_others_who_can_open_the_page_are_not_offered_models_and_cannot_open_one(monkeypatch):
@@ -161,7 +169,16 @@ def test_the_page_that_changes_the_model_goes_on_in_a_new_session_with_what_is_t
     assert engine().sessions.state(old).rows and "Base model answers" in words(page)
     assert page.text_input(key=state.PROMPT).value == PM and "These edits were made" not in words(page)
     assert not page.button(key="apply").disabled
+    assert page.button(key="left-behind").label == "Your edits on world\\-2019"
     assert [row.method for row in engine().sessions.state(session_of(applied(page))).rows]
+    assert "left-behind" not in keys(page)
+
+
+def test_one_click_leads_back_to_the_edits_that_stayed_with_the_old_model():
+    page = applied(filled(opened(steps=1)))
+    old = session_of(page)
+    page = click(click(picked(choosing(page), "gpt2"), models.OPEN), "left-behind")
+    assert session_of(page) == old and "These edits were made" in words(page)
 
 
 def test_a_session_without_edits_is_kept():

@@ -507,3 +507,14 @@ def test_only_one_file_touches_the_session_and_only_one_caches():
         assert ("st.session_state" in source or "query_params" in source) == (path.name == "state.py"), path
         assert ("st.cache" in source) == (path.name == "resources.py"), path
         assert "unsafe_allow_html" not in source, path
+
+
+def test_what_an_edit_would_have_to_make_first_is_asked_anew_once_it_is_made():
+    page = filled(opened(steps=1))
+
+    def asked():
+        return len([name for name, _ in fake_engine.current().asked if name == "preflight"])
+
+    before = asked()
+    page = applied(page)
+    assert asked() == before + 1 and checked(page.run()) and asked() == before + 1
