@@ -325,12 +325,20 @@ def _neutral(handle: Handle) -> list[list[int]]:
 
 
 def _own_piece(handle: Handle, number: int, count: int, report: Report, stop: Stop) -> list[list[int]]:
-    """Neutral rows, as long as there are any, spread evenly among rows the model writes."""
-    share = count // NEUTRAL_EVERY
-    neutral = _neutral(handle)[number * share : (number + 1) * share]
-    written = written_rows(handle, count - len(neutral), number, report, stop)
-    found = written + neutral
-    return random.Random(number).sample(found, len(found))
+    """Neutral rows, as long as there are any, spread evenly among rows the model writes; kept for other layers."""
+    key = "own piece", number, count
+    if key not in handle.memory:
+        share = count // NEUTRAL_EVERY
+        neutral = _neutral(handle)[number * share : (number + 1) * share]
+        found = written_rows(handle, count - len(neutral), number, report, stop) + neutral
+        handle.memory[key] = random.Random(number).sample(found, len(found))
+    piece: list[list[int]] = handle.memory[key]
+    return piece
+
+
+def is_written(handle: Handle, rows: int) -> bool:
+    """True when the first piece of so many rows of `foreign` text is there already."""
+    return ("own piece", 0, rows) in handle.memory
 
 
 def own_words(

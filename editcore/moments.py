@@ -22,7 +22,7 @@ from torch import Tensor
 
 from editcore import pace, statfiles
 from editcore.anatomy import Site
-from editcore.corpus import Text, row_length, rows_at_once
+from editcore.corpus import Text, is_written, row_length, rows_at_once
 from editcore.errors import Cancelled, Diverged
 from editcore.handle import Handle
 from editcore.records import Progress
@@ -226,7 +226,12 @@ def seconds_expected(handle: Handle, sites: Sequence[Site], limits: Bounds, writ
         written: share of the text that the model has to write first.
     """
     judging = sum(2 * site.d_in**3 / 3 for site in sites) / _numbers(handle)  # in fp64, at about half the pace of fp32
-    return limits.usual * sum(_seconds_each(handle, sites, limits, written)) + JUDGED * _token(handle) * judging
+    length, tokens = row_length(handle), limits.usual
+    if written:  # whole pieces are, and the first rows are held out
+        rows = _rows_of_piece(handle, limits)
+        tokens = -(-(tokens + HELD_ROWS * length) // (rows * length)) * rows * length
+        written = 0.0 if is_written(handle, rows) else written
+    return tokens * sum(_seconds_each(handle, sites, limits, written)) + JUDGED * _token(handle) * judging
 
 
 def _seconds_each(handle: Handle, sites: Sequence[Site], limits: Bounds, written: float) -> tuple[float, float]:

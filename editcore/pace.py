@@ -26,6 +26,7 @@ from editcore.trace import Stop
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
 FEW = 2, 4  # the same of a pass as short as those of a search: a product with one row alone would be another kind
+WRITTEN = 1, 4  # tokens written in what is timed
 TOLD = 10_000  # tokens of the embedded model's text that are timed
 SOLVED = 512  # width of the matrix whose eigenvectors are timed
 COPIED = 64_000_000  # bytes of the copy that is timed
@@ -229,9 +230,26 @@ def _pass(handle: Handle, ids: torch.Tensor) -> torch.Tensor:
 
 
 def of_writing(handle: Handle, rows: int) -> float:
-    """Seconds a token takes that the model writes, in so many rows side by side."""
-    token, single = seconds_of_tokens(handle)
-    return max(token, single / max(1, rows))
+    """Seconds a token takes that the model writes, in so many rows side by side: each step has its own of them all."""
+    token, _ = seconds_of_tokens(handle)
+    if "pace of writing" not in handle.memory:
+        with handle.using([]):
+            few, more = (_least(handle.device, partial(_write, handle, count), 2) for count in WRITTEN)
+        handle.memory["pace of writing"] = max(0.0, more - few) / (WRITTEN[1] - WRITTEN[0])
+    step: float = handle.memory["pace of writing"]
+    return token + max(0.0, step - token) / max(1, rows)
+
+
+@torch.no_grad()
+def _write(handle: Handle, tokens: int) -> None:
+    ids = torch.full((1, 1), handle.pad, device=handle.device)
+    if handle.encoder_decoder:
+        handle.say([[handle.pad]], tokens, tokens, do_sample=False)
+    else:
+        handle.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
+            min_new_tokens=tokens, pad_token_id=handle.pad,
+        )  # fmt: skip
 
 
 def of_text(handle: Handle, tokens: int) -> float:

@@ -95,6 +95,18 @@ def gaussian(width, count, seed, spectrum):
     return noise * spectrum
 
 
+def test_a_text_that_was_written_for_one_layer_is_read_for_another(monkeypatch, tmp_path):
+    handle, wrote = models.handle.__wrapped__("gpt2"), []
+    written = corpus.written_rows
+    monkeypatch.setattr(corpus, "written_rows", lambda *a: (wrote.append(a[1]), written(*a))[1])
+    first, second = handle.anatomy.site(0), handle.anatomy.site(1)
+    before = statistics.seconds_to_wait(handle, [second], tmp_path)
+    made = statistics.moment(handle, first, tmp_path)
+    count = len(wrote)
+    assert count and statistics.seconds_to_wait(handle, [second], tmp_path) < before
+    assert statistics.moment(handle, second, tmp_path).tokens == made.tokens and len(wrote) == count
+
+
 @pytest.mark.parametrize("times", [2, 4, 10])
 def test_the_excess_of_gaussian_keys_is_what_theory_says(times):
     width = 100
