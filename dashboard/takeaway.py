@@ -25,7 +25,11 @@ from editcore.settings import chosen
 FORMATS = {
     "patch": ("Patch", "Loads back here, on the same model."),
     "peft": ("LoRA adapter", "For the peft library; checked against it before it is offered."),
-    "merged": ("Whole model", "A Hugging Face checkpoint with the edits added to its weights."),
+    "merged": (
+        "Whole model",
+        "A Hugging Face checkpoint with the edits added to its weights. Unzip it and open its "
+        "folder with *Change model* or `--model`.",
+    ),
 }
 LISTS = ("json", "jsonl", "csv", "tsv", "txt")
 

@@ -215,6 +215,11 @@ def test_an_export_becomes_a_file_to_save(form, title):
     assert f"{title}: save the file" in [b.label for b in page.get("download_button")]
 
 
+def test_a_whole_model_says_how_it_is_opened():
+    said = words(unfolded(two_edits()[0], "take-away"))
+    assert "open its folder with *Change model* or `--model`" in said
+
+
 def test_a_report_can_be_saved_in_three_forms():
     labels = [b.label for b in unfolded(two_edits()[0], "take-away").get("download_button")]
     assert {"HTML", "JSON", "CSV"} <= set(labels)
