@@ -69,28 +69,33 @@ def read_file(
     most: float | None = math.inf,
     distinct: bool = False,
     form: Form = "raw",
+    name: str = "",
 ) -> Requests:
     """`read_requests` of a file on disk; its size is looked at before it is opened.
+
+    Args:
+        name: what messages call it; "": by its name on disk.
 
     Raises:
         BadRequest: as there, or there is no such file.
     """
     if not path.is_file():
         raise BadRequest(f"There is no file {str(path)!r}.", "A file of edits was wanted.", "Check the path.")
+    name = name or path.name
     try:
         size = path.stat().st_size
         if size > chosen().largest_list:
-            refuse_size(size, path.name)
+            refuse_size(size, name)
         data = path.read_bytes()
     except OSError as error:
-        raise BadRequest(f"{path.name!r} cannot be read ({error.strerror}).", "", "Check the path.") from error
-    return read_requests(data, path.name, limit, most=most, distinct=distinct, form=form)
+        raise BadRequest(f"{name!r} cannot be read ({error.strerror}).", "", "Check the path.") from error
+    return read_requests(data, name, limit, most=most, distinct=distinct, form=form)
 
 
-def read_cases(path: Path, limit: int | None = None, form: Form = "raw") -> list[EditRequest]:
+def read_cases(path: Path, limit: int | None = None, form: Form = "raw", name: str = "") -> list[EditRequest]:
     """The edits of a file on disk, any number of them, repeated questions too.
 
     Raises:
         BadRequest: see `read_file`.
     """
-    return list(read_file(path, limit, form=form).requests)
+    return list(read_file(path, limit, form=form, name=name).requests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from editcore import corpus, gate, measure
@@ -20,6 +21,23 @@ NEAR, FAR = 3, 3  # other facts that should stay, in an example
 LEAST_CASES = 20
 LINE_TOKENS = 48  # of a line of locality text
 Sample = Callable[[random.Random], Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What messages call the examples, in the words of whoever brought them.
+
+    Args:
+        edits, locality: names of the two files; "": those they have on disk.
+        text: how a text that should be predicted as before would be given.
+    """
+
+    edits: str = ""
+    locality: str = ""
+    text: str = "a text with --locality"
+
+
+COMMAND_LINE = Wording()
 
 
 def of_world(handle: Handle, world: World, share: str) -> Sample:
@@ -46,30 +64,34 @@ def of_world(handle: Handle, world: World, share: str) -> Sample:
     return sample
 
 
-def of_files(handle: Handle, edits: Path, locality: Path | None, form: Form = "raw") -> tuple[Sample, list[Example]]:
+def of_files(
+    handle: Handle, edits: Path, locality: Path | None, form: Form = "raw", wording: Wording = COMMAND_LINE
+) -> tuple[Sample, list[Example]]:
     """Draws from a file of edits, the tenth of it that is never drawn, as validation examples.
 
     Args:
         edits: a file as `editcore bench` reads them.
         locality: running text that should be predicted as before; without it the probes of the edits are all there is.
         form: of edits that name none.
+        wording: of what is raised.
 
     Raises:
         BadRequest: a file cannot be read, holds too little, or contradicts itself.
     """
-    cases = read_cases(edits, form=form)
+    name = wording.edits or edits.name
+    cases = read_cases(edits, form=form, name=name)
     if len(cases) < LEAST_CASES:
         raise BadRequest(
-            f"{edits.name} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
+            f"{name!r} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
         )
-    gate.check_distinct(cases, lambda case: (" ".join(case.prompt.split()), case.form), edits.name, repeats=False)
-    lines = _lines(handle, corpus.read(locality)) if locality else []
+    gate.check_distinct(cases, lambda case: (" ".join(case.prompt.split()), case.form), name, repeats=False)
+    lines = _lines(handle, _read(locality, wording.locality)) if locality else []
     examples = [_of_case(handle, case) for case in cases]
     if not lines and not all(e.held for e in examples):
         raise BadRequest(
-            f"{edits.name} holds edits without probes.",
+            f"{name!r} holds edits without probes.",
             "Something has to show what should stay as it is.",
-            "Give probes with every edit, or a text with --locality.",
+            f"Give probes with every edit, or {wording.text}.",
         )
     kept = max(1, len(examples) // 10)
 
@@ -94,6 +116,15 @@ def _of_case(handle: Handle, case: EditRequest) -> Example:
     own = iter(measure.own_answers(handle, [p.prompt for p in open_], (), forms) if open_ else ())
     pairs = [(p, p.answer or next(own)) for p in case.probes]
     return Example(edit, tuple(asked), tuple(row(p, a) for p, a in pairs if a))
+
+
+def _read(file: Path, name: str) -> str:
+    """`corpus.read`; what it raises calls the file by this name, if there is one."""
+    try:
+        return corpus.read(file)
+    except BadRequest as error:
+        seen = error.seen.replace(repr(file.name), repr(name or file.name), 1)
+        raise BadRequest(seen, error.wanted, error.try_) from error
 
 
 def _lines(handle: Handle, text: str) -> list[Row]:

@@ -12,6 +12,8 @@ from editcore.errors import BadRequest, BadSetting, SubjectNotFound
 from editcore.records import FORMS, EditRequest
 from editcore.settings import chosen
 
+_LONGEST_NAME = 255  # characters of a file's name
+
 
 def check_text(text: Any, what: str, longest: int) -> None:
     """Refuse text that is empty, too long or not valid Unicode.
@@ -142,6 +144,8 @@ def check_examples(method: str, examples: Mapping[str, Any], needed: bool = True
     for name, what in (("edits", "file of example edits"), ("locality", "text that should stay as it is")):
         if examples.get(name):
             check_text(examples[name], what, chosen().longest_examples)
+        if examples.get(f"{name}_name"):
+            check_text(examples[f"{name}_name"], f"name of the {what}", _LONGEST_NAME)
     steps = examples.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 1_000_000:
         raise BadRequest(f"{steps!r} steps were asked for.", "A whole number from 1 to 1,000,000 is needed.")

@@ -12,6 +12,7 @@ import torch
 
 from editcore import examples, gradients, learned, trained
 from editcore.errors import BadRequest
+from editcore.examples import COMMAND_LINE, Wording
 from editcore.handle import Handle
 from editcore.learned import Dials, Editor, Example, Heard, Learner
 from editcore.methods import METHODS, check_suited, find_method
@@ -41,6 +42,7 @@ def train_method(
     edits: Path | None = None,
     form: Form = "raw",
     locality: Path | None = None,
+    wording: Wording = COMMAND_LINE,
     layers: Sequence[int] = (),
     dials: Dials | None = None,
     listen: Callable[[Heard], None] = lambda heard: None,
@@ -50,7 +52,7 @@ def train_method(
 
     Args:
         work: folder of the checkpoint, from which an interrupted training goes on.
-        edits, form, locality: see `examples.of_files`; without `edits`, the embedded world's own facts.
+        edits, form, locality, wording: see `examples.of_files`; without `edits`, the embedded world's own facts.
 
     Raises:
         BadRequest: the method does not learn, or the examples cannot be used.
@@ -64,7 +66,7 @@ def train_method(
     check_suited(find_method(name), handle)
     dials = dials or Dials()
     if edits is not None:
-        sample, validation = examples.of_files(handle, edits, locality, form)
+        sample, validation = examples.of_files(handle, edits, locality, form, wording)
     elif handle.embedded:
         sample, validation = _world_examples(handle)
     else:

@@ -621,6 +621,7 @@ def test_a_preparation_that_fails_says_why(engine):
         ({"edits": "x\0", "locality": "", "steps": 1}, "no text"),
         ({"edits": "x", "locality": "", "steps": 0}, "0 steps"),
         ({"edits": "x", "locality": ""}, "None steps"),
+        ({"edits": "x", "edits_name": "x" * 256, "locality": "", "steps": 1}, "name of the file of example edits"),
     ],
 )
 def test_examples_no_method_can_learn_from_are_never_queued(engine, examples, said):

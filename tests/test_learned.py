@@ -324,7 +324,7 @@ PLAIN = [{"prompt": f"Town number {i} lies in", "target_new": "Peru", "probes": 
     [
         (PLAIN[:3], "holds 3 edits"),
         ([*PLAIN, {**PLAIN[4], "target_new": "Chile"}], "Rows 5 and 31 of .* 'Peru', 'Chile'"),
-        ([{**line, "probes": []} for line in PLAIN], "without probes"),
+        ([{**line, "probes": []} for line in PLAIN], "'edits.jsonl' holds edits without probes.*with --locality"),
     ],
     ids=["few", "contradiction", "nothing held"],
 )

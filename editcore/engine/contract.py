@@ -214,8 +214,8 @@ class Engine(Protocol):
         Args:
             method: or `LOCATE`, which needs no examples.
             examples: "edits": text of a file of example edits, as JSON lines, or "" for the embedded model's own;
-                "locality": running text, or ""; "steps": most optimiser steps. Stopped and started again with the
-                same, it goes on.
+                "locality": running text, or ""; "steps": most optimiser steps; "edits_name", "locality_name": what
+                messages call the two, never a path. Stopped and started again with the same, it goes on.
 
         Raises:
             EngineBusy: as in `submit`.

@@ -33,6 +33,7 @@ from editcore.edit import (
 from editcore.engine.contract import LOCATE
 from editcore.engine.hands import Standing, Taken, Trial
 from editcore.errors import BadInput, BadRequest, EditcoreError, ModelError
+from editcore.examples import Wording
 from editcore.forecast import enough, forecast, remember_seconds
 from editcore.handle import Handle
 from editcore.history import check_strength
@@ -58,6 +59,7 @@ from editcore.remeasure import measured, view
 from editcore.settings import chosen
 from editcore.training import train_method
 
+_A_TEXT = "a text that should stay as it is"  # as a page asks for it
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 logger = logging.getLogger(__name__)
 WARM_UP = EditRequest("Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom")
@@ -305,7 +307,8 @@ class Desk:
             report(Progress("training", heard.step, heard.steps, heard.loss, "", heard.seconds_left))
 
         handle = self.handle
-        print_ = hashlib.sha256(repr(sorted(examples.items())).encode()).hexdigest()[:12]
+        taught = sorted((name, told) for name, told in examples.items() if not name.endswith("_name"))
+        print_ = hashlib.sha256(repr(taught).encode()).hexdigest()[:12]
         work = self.home / "training" / f"{handle.fingerprint}.{method}.{print_}"
         work.mkdir(parents=True, exist_ok=True)
 
@@ -316,10 +319,12 @@ class Desk:
             path.write_text(examples[name], encoding="utf-8")
             return path
 
+        called = {name: str(examples.get(f"{name}_name") or "") for name in ("edits", "locality")}
         with enough(handle):
             train_method(
                 handle, method, work, self.home, edits=file("edits"), form=handle.usual_form,
-                locality=file("locality"), dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
+                locality=file("locality"), wording=Wording(**called, text=_A_TEXT),
+                dials=replace(Dials(), steps=examples["steps"]), listen=listen, stop=stop,
             )  # fmt: skip
         shutil.rmtree(work)
 
