@@ -105,7 +105,7 @@ def open_page(kind: JobKind) -> Frame:
         elif frame.training:
             wait_for_training()
         if frame.preparation and frame.preparation.finished:
-            prepared(frame.preparation)
+            prepared(frame.preparation, kind)
     return frame
 
 
@@ -287,17 +287,31 @@ def _wait_for_answers() -> None:
         st.rerun()
 
 
-def prepared(job: JobState) -> None:
-    """How a training ended, or the look where to edit; what that found stands in the pre-flight."""
+def prepared(job: JobState, kind: JobKind) -> None:
+    """How a training ended, or the look where to edit; what that found stands in the pre-flight.
+
+    Args:
+        kind: of the jobs the page shows; the one for edits tells beside the button why the chosen method failed.
+    """
     if job.methods[0] == LOCATE:
         if job.status != "done":
             st.error(f"Where to edit was not found out. {message(job.error)}", icon=":material/error:")
         return
-    title = {m.name: m.title for m in resources.methods()}.get(job.methods[0], job.methods[0])
     if job.status == "done":
-        st.success(f"{plain(title)} has been trained for this model and can edit it now.", icon=":material/check:")
-    else:
-        st.error(f"{plain(title)} was not trained. {message(job.error)}", icon=":material/error:")
+        st.success(f"{title_of(job)} has been trained for this model and can edit it now.", icon=":material/check:")
+    elif kind != "edit" or state.text(state.METHOD) != job.methods[0]:
+        not_trained(job)
+
+
+def not_trained(job: JobState) -> None:
+    """Why a training failed."""
+    st.error(f"{title_of(job)} was not trained. {message(job.error)}", icon=":material/error:")
+
+
+def title_of(job: JobState) -> str:
+    """The method a job trains, as the page names it."""
+    titles = {m.name: m.title for m in resources.methods()}
+    return plain(titles.get(job.methods[0], job.methods[0]))
 
 
 def busy(page: Frame) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from dashboard import resources, state
-from dashboard.frame import Frame
-from dashboard.text import duration, plain
+from dashboard import request, resources, state
+from dashboard.frame import Frame, not_trained
+from dashboard.text import duration, plain, visible
 from editcore.engine.contract import LOCATE
 from editcore.errors import BadRequest, EditcoreError
 from editcore.records import EXAMPLE_CHARACTERS, MethodInfo
 
 STEPS = 1500
+_NAME = 80  # characters of a file's name that are told, from its end
 LINE = '{"prompt": "…", "target_new": "…", "paraphrases": ["…"], "probes": ["…"]}'
 
 
@@ -32,8 +33,11 @@ def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
     else:
         edits = st.file_uploader("Example edits, one a line, at least 20", type=["jsonl", "json", "txt"],
                                  key=f"edits:{method.name}", help=f"Each line: `{LINE}`")  # fmt: skip
-        locality = st.file_uploader("Text that should stay as it is (optional)", type=["txt"],
-                                    key=f"locality:{method.name}")  # fmt: skip
+        locality = st.file_uploader(
+            "Text that should stay as it is: needed unless every edit has probes", type=["txt"],
+            key=f"locality:{method.name}",
+            help="Plain text, a line at a time: the model should go on predicting it as before.",
+        )  # fmt: skip
     steps = int(st.number_input("Most steps", 1, 1_000_000, STEPS, step=100, key=f"steps:{method.name}"))
     usual = read_length(edits) / EXAMPLE_CHARACTERS if edits else 1.0
     st.caption(f"About {duration(seconds * usual * steps / STEPS)} on this device, less when it stops improving. "
@@ -42,6 +46,14 @@ def offer(method: MethodInfo, seconds: float, page: Frame) -> None:
     if st.button(f"Train {title}", key="train", icon=":material/model_training:", width="stretch",
                  disabled=bool(missing) or not page.can_ask, help=missing or None):  # fmt: skip
         start(page.session, method, edits, locality, steps)
+
+
+def unsuccessful(method: MethodInfo, page: Frame) -> None:
+    """Why this method has not been trained, for a place beside the button."""
+    request.error_beside("", "train")
+    job = page.preparation
+    if job and job.finished and job.status != "done" and job.methods[0] == method.name:
+        not_trained(job)
 
 
 def offer_to_locate(seconds: float, page: Frame) -> None:
@@ -75,12 +87,14 @@ def start(
 ) -> None:
     """Hands the examples to the engine; the same click twice is one job."""
     state.forget_error()
+    state.watch("", "preparation")
     try:
-        examples = {"edits": read(edits), "locality": read(locality), "steps": steps}
+        examples = {"edits": read(edits), "locality": read(locality), "steps": steps,
+                    "edits_name": named(edits), "locality_name": named(locality)}  # fmt: skip
         key = state.digest([method.name, examples, state.attempt()])
         job = resources.engine().prepare(session, method.name, examples, key)
     except EditcoreError as error:
-        state.remember_error("", str(error))
+        state.remember_error("", str(error), "train")
     else:
         state.watch(job, "preparation")
     st.rerun()
@@ -90,6 +104,11 @@ def read_length(file: UploadedFile) -> float:
     """Mean length of a file's lines, characters."""
     lines = [line for line in file.getvalue().splitlines() if line.strip()]
     return sum(map(len, lines)) / max(1, len(lines))
+
+
+def named(file: UploadedFile | None) -> str:
+    """What its owner calls the file, for messages; "" for none."""
+    return visible(file.name[-_NAME:]) if file else ""
 
 
 def read(file: UploadedFile | None) -> str:
@@ -103,4 +122,4 @@ def read(file: UploadedFile | None) -> str:
     try:
         return file.getvalue().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRequest(f"{file.name!r} is no text ({error.reason}).", "A text file in UTF-8 was wanted.") from error
+        raise BadRequest(f"{named(file)!r} is no text ({error.reason}).", "A text file in UTF-8 was wanted.") from error

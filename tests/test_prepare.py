@@ -11,6 +11,7 @@ from dashboard import state
 from editcore import pace, trained
 from editcore.edit import preflight
 from editcore.engine.desk import Desk
+from editcore.errors import BadRequest
 from editcore.forecast import preparation
 from editcore.learned import Dials
 from editcore.methods import prepare_method
@@ -28,6 +29,14 @@ LINES = "".join(
 
 def untrained(**behaviour):
     return filled(opened(untrained=("rome",), **behaviour))
+
+
+def below(page, key):
+    """How many places the first error stands below a button."""
+    drawn = list(page)
+    buttons = [i for i, element in enumerate(drawn) if getattr(element, "key", None) == key]
+    errors = [i for i, element in enumerate(drawn) if element.type == "error"]
+    return errors[0] - buttons[0]
 
 
 def test_a_method_that_has_to_learn_first_can_be_trained_from_the_page():
@@ -53,7 +62,13 @@ def test_for_another_model_a_file_of_examples_is_asked_for_and_handed_over():
     checked(page.run())
     from tests import fake_engine
 
-    assert fake_engine.current().prepared == [("rome", {"edits": LINES, "locality": "", "steps": 1500})]
+    told = {"edits": LINES, "locality": "", "steps": 1500, "edits_name": "edits.jsonl", "locality_name": ""}
+    assert fake_engine.current().prepared == [("rome", told)]
+
+
+def test_that_a_text_is_needed_unless_the_edits_have_probes_is_said_before_training():
+    page = untrained(embedded=False)
+    assert "needed unless every edit has probes" in page.file_uploader(key="locality:rome").label
 
 
 def test_a_file_that_is_no_text_is_refused_and_nothing_starts():
@@ -63,6 +78,16 @@ def test_a_file_that_is_no_text_is_refused_and_nothing_starts():
     page.button(key="train").click()
     page = checked(page.run())
     assert "is no text" in page.error[0].value and not page.success
+    assert below(page, "train") == 1
+
+
+def test_a_refused_training_takes_the_place_of_one_that_failed_before():
+    page = untrained(embedded=False, fail="Diverged")
+    page.file_uploader(key="edits:rome").upload("edits.jsonl", LINES.encode(), "application/json")
+    page = checked(checked(page.run()).button(key="train").click().run())
+    page.file_uploader(key="locality:rome").upload("text.txt", b"\xff\xfe\x00", "text/plain")
+    page = checked(checked(page.run()).button(key="train").click().run())
+    assert ["is no text" in error.value for error in page.error] == [True]
 
 
 def test_while_it_trains_the_page_says_so_and_it_can_be_stopped():
@@ -77,13 +102,24 @@ def test_while_it_trains_the_page_says_so_and_it_can_be_stopped():
     assert "was not trained" in page.error[0].value
 
 
-def test_a_training_that_fails_says_why_and_can_be_tried_again():
+def test_a_training_that_fails_says_why_beside_its_button_and_can_be_tried_again():
     page = untrained(fail="Diverged")
     page.button(key="train").click()
     page = checked(page.run())
-    assert "ROME was not trained" in page.error[0].value and "not finite" in page.error[0].value
+    (error,) = page.error
+    assert "ROME was not trained" in error.value and "not finite" in error.value
+    assert below(page, "train") == 1
     assert not page.button(key="train").disabled
     assert page.session_state[state.PROMPT]
+
+
+def test_a_training_that_failed_is_told_on_top_where_its_button_is_not():
+    page = untrained(fail="Diverged")
+    page = checked(page.button(key="train").click().run())
+    page = checked(page.button_group(key=state.METHOD).set_value("ft").run())
+    assert ["ROME was not trained" in error.value for error in page.error] == [True]
+    page = checked(page.switch_page("views/compare.py").run())
+    assert ["ROME was not trained" in error.value for error in page.error] == [True]
 
 
 def test_where_to_edit_is_found_out_on_request_and_the_offer_goes():
@@ -102,7 +138,14 @@ def test_while_facts_are_traced_the_page_says_so_and_a_failure_says_why():
     page = checked(page.button(key="locate").click().run())
     assert "facts of this model are traced" in words(page) and page.button(key="apply").disabled
     page.button(key="cancel").click()
-    assert "Where to edit was not found out" in checked(page.run()).error[0].value
+    page = checked(page.run())
+    assert "Where to edit was not found out" in page.error[0].value
+
+
+def test_a_look_where_to_edit_that_fails_says_why():
+    page = filled(opened(unlocated=True, fail="Diverged"))
+    page = checked(page.button(key="locate").click().run())
+    assert "Where to edit was not found out" in page.error[0].value
 
 
 # the desk behind it ---------------------------------------------------------------------------------------------
@@ -124,6 +167,35 @@ def test_the_desk_trains_from_two_texts_and_the_method_then_edits(handle, tmp_pa
     assert trained.path_in(tmp_path, handle, "mend").exists() and not list((tmp_path / "training").iterdir())
     after = preflight(handle, asked, "mend", {}, tmp_path)
     assert after.ok and after.training is None
+
+
+WITHOUT = "".join(json.dumps({"prompt": f"Town {i} lies in", "target_new": "Peru"}) + "\n" for i in range(24))
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ({"edits": WITHOUT}, "'../mine.jsonl' holds edits without probes. .* or a text that should stay as it is"),
+        ({"edits": LINES[:200]}, "../mine.jsonl"),
+        ({"edits": LINES, "locality": "One line."}, "'a text.txt' has 1 line of text"),
+    ],
+    ids=["nothing held", "few", "short text"],
+)
+def test_what_is_wrong_with_a_file_is_told_by_its_owners_name_which_is_never_a_path(handle, tmp_path, examples, said):
+    names = {"edits_name": "../mine.jsonl", "locality_name": "a text.txt"}
+    home = tmp_path / "home"
+    with pytest.raises(BadRequest, match=said) as caught:
+        Desk(handle, home).prepare("mend", {**names, **examples, "steps": 2}, lambda p: None, lambda: False)
+    assert "--" not in str(caught.value) and "edits.txt" not in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("mine.jsonl", "a text.txt")]
+
+
+def test_a_training_goes_on_where_it_was_when_only_the_names_of_its_files_changed(handle, tmp_path):
+    for name in ("one.jsonl", "two.jsonl"):
+        examples = {"edits": WITHOUT, "edits_name": name, "locality": "", "steps": 2}
+        with pytest.raises(BadRequest, match=name):
+            Desk(handle, tmp_path).prepare("mend", examples, lambda p: None, lambda: False)
+    assert len(list((tmp_path / "training").iterdir())) == 1
 
 
 def test_what_is_waited_for_is_said_with_its_time(handle, tmp_path):

@@ -76,6 +76,7 @@ def form(page: Frame) -> Frame:
     paraphrases, probes = request.checks(prompt, target)
     wanted = EditRequest(prompt, target, subject, None, paraphrases, probes, form)
     reason = preflight(wanted, method, settings, page, corner)
+    prepare.unsuccessful(method, page)
     if request.sender(
         "Apply edit", "apply", icon=":material/edit:", width="stretch", disabled=bool(reason) or not page.can_ask,
         help=plain(reason) or None,
