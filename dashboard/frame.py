@@ -106,6 +106,8 @@ def open_page(kind: JobKind) -> Frame:
             wait_for_training()
         if frame.preparation and frame.preparation.finished:
             prepared(frame.preparation, kind)
+        if said := stopped(view, kind):
+            st.caption(f":material/cancel: {said}")
     return frame
 
 
@@ -172,6 +174,10 @@ def known(kind: JobKind) -> JobState | None:
             state.forget_shown()
         if kind == "preparation":
             answers.forget()
+            if job.status == "cancelled":  # no error, and no news for whoever comes back later
+                state.leave("stopped", (_cut_short(job), ""))
+                state.watch("", kind)
+                return None
         elif kind != "export":
             answers.forget("preflight", "outlook")  # what was to be made first is there
     return job
@@ -287,6 +293,15 @@ def _wait_for_answers() -> None:
         st.rerun()
 
 
+def stopped(view: SessionState, kind: JobKind) -> str:
+    """What the visitor stopped, in a sentence, until the next thing is done; "" for nothing."""
+    said, since = state.value("_stopped", ("", ""))
+    now = state.digest([kind, view.session, view.job, repr(view.rows), state.form_print(), state.error()])
+    said = said if since in ("", now) else ""
+    state.leave("stopped", (said, now if said else ""))
+    return str(said)
+
+
 def prepared(job: JobState, kind: JobKind) -> None:
     """How a training ended, or the look where to edit; what that found stands in the pre-flight.
 
@@ -301,6 +316,12 @@ def prepared(job: JobState, kind: JobKind) -> None:
         st.success(f"{title_of(job)} has been trained for this model and can edit it now.", icon=":material/check:")
     elif kind != "edit" or state.text(state.METHOD) != job.methods[0]:
         not_trained(job)
+
+
+def _cut_short(job: JobState) -> str:
+    if job.methods[0] == LOCATE:
+        return "The look where to edit was stopped."
+    return f"Training {title_of(job)} was stopped. Started again with the same examples, it goes on where it was."
 
 
 def not_trained(job: JobState) -> None:
