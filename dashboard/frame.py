@@ -296,6 +296,8 @@ def _wait_for_answers() -> None:
 def stopped(view: SessionState, kind: JobKind) -> str:
     """What the visitor stopped, in a sentence, until the next thing is done; "" for nothing."""
     said, since = state.value("_stopped", ("", ""))
+    if not said:
+        return ""
     now = state.digest([kind, view.session, view.job, repr(view.rows), state.form_print(), state.error()])
     said = said if since in ("", now) else ""
     state.leave("stopped", (said, now if said else ""))
