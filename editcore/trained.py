@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,13 @@ FORMAT = "1"
 def path_in(folder: Path, handle: Handle, name: str) -> Path:
     """Where a model's folder, or the data folder, keeps the trained editor of a method."""
     return folder / "editors" / f"{handle.fingerprint}.{name}.safetensors"
+
+
+def command(handle: Handle, name: str) -> str:
+    """What is typed to train a method for this model; only the embedded one has examples of its own."""
+    return (
+        f"`editcore train {name} --model {shlex.quote(handle.name)}{'' if handle.embedded else ' --edits edits.jsonl'}`"
+    )
 
 
 def save(path: Path, handle: Handle, name: str, editor: Learner, about: Mapping[str, Any]) -> None:
@@ -66,7 +74,7 @@ def find(handle: Handle, name: str, home: Path | None = None) -> Trained:
             raise Untrained(
                 f"{name} has not been trained for {handle.name}.",
                 "It learns to edit from examples once per model, before the first edit.",
-                f"Run `editcore train {name} --model {handle.name}`.",
+                f"Run {command(handle, name)}.",
             )
         handle.memory[key] = read(found, handle, name)
     trained: Trained = handle.memory[key]
@@ -75,7 +83,7 @@ def find(handle: Handle, name: str, home: Path | None = None) -> Trained:
 
 def read(path: Path, handle: Handle, name: str) -> Trained:
     """Reads and checks an artifact; see `find` for what it raises."""
-    again = f"Run `editcore train {name} --model {handle.name}` to make it again."
+    again = f"Run {command(handle, name)} to make it again."
     try:
         with safe_open(path, framework="pt") as file:
             head = file.metadata() or {}
@@ -109,7 +117,7 @@ def ready(handle: Handle, name: str, kind: type[E_], home: Path | None = None) -
             raise ModelError(
                 f"The trained {name} editor does not fit {handle.name} ({str(error).splitlines()[0]}).",
                 "",
-                f"Run `editcore train {name} --model {handle.name}` to make it again.",
+                f"Run {command(handle, name)} to make it again.",
             ) from error
         handle.memory[key] = editor.to(handle.device).eval().requires_grad_(False)
     made: E_ = handle.memory[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -276,12 +277,20 @@ def test_what_does_not_belong_here_is_refused(artifact, damage, error, said):
         trained.find(handle, "mend")
     if error is WrongModel:
         assert handle.fingerprint in str(caught.value)
-    assert "editcore train mend" in str(caught.value)
+    assert trained.command(handle, "mend") in str(caught.value)
 
 
 def test_without_training_the_command_is_named():
-    with pytest.raises(Untrained, match="editcore train enn --model"):
-        prepare_method("enn", models.handle.__wrapped__("gpt2"))
+    handle = models.handle.__wrapped__("gpt2")
+    with pytest.raises(Untrained) as caught:
+        prepare_method("enn", handle)
+    assert caught.value.try_ == f"Run `editcore train enn --model {handle.name} --edits edits.jsonl`."
+
+
+def test_the_embedded_model_needs_no_file_of_examples():
+    embedded, other = (SimpleNamespace(name="m", embedded=own) for own in (True, False))
+    assert trained.command(embedded, "mend") == "`editcore train mend --model m`"
+    assert trained.command(other, "mend") == "`editcore train mend --model m --edits edits.jsonl`"
 
 
 @pytest.mark.parametrize("name", ["mend", "enn", "ke"])
