@@ -187,7 +187,11 @@ def train(
     with handle.using([]):
         for step in range(done, dials.steps):
             if stop():
-                raise Cancelled("Training was stopped.", "", "Start it again to go on from the last checkpoint.")
+                raise Cancelled(
+                    "Training was stopped.",
+                    "What it had learned at the last checkpoint is kept.",
+                    "Start the training again to go on.",
+                )
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * min(1.0, (step + 1) / 50) * 0.5 * (1 + _cosine(step / dials.steps))
             examples = [_drawn(sample, dials, step, i) for i in range(dials.edits)]

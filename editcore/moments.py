@@ -292,7 +292,9 @@ def _finer(rows: list[list[int]]) -> list[list[int]]:
 
 def _read_some(handle: Handle, sites: Sequence[Site], sums: Sums, stop: Callable[[], bool]) -> None:
     if stop():
-        raise Cancelled("Stopped while reading statistics.", "What was read is kept.", "Ask again to go on.")
+        raise Cancelled(
+            "Stopped while reading statistics.", "What was read is kept.", "Ask for the edit again to go on."
+        )
     batch = BATCH_TOKENS["cuda" if handle.device.type == "cuda" else "cpu"]
     count = max(1, batch // max(map(len, sums.left)))
     rows, sums.left = sums.left[:count], sums.left[count:]

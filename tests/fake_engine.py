@@ -278,7 +278,9 @@ class FakeEngine:
         left = (self.steps - step) * self.step_seconds
         events = tuple(Progress("edit", i, self.steps, 5.0 / i, "", left) for i in range(1, step + 1))
         outcomes = self._outcomes(found)
-        error = "The loss is not finite at step 7. Try a lower learning rate." if status in ("failed", "lost") else ""
+        lost = "The loss is not finite at step 7. Try a lower learning rate."
+        stopped = "Stopped while reading statistics. What was read is kept. Ask for the edit again to go on."
+        error = {"failed": lost, "lost": lost, "cancelled": stopped}.get(status, "")
         return JobState(job, found.session, status, 0, events[-1] if events else None, recent(events, step, after),
                         step, found.report, error, self.fail if error else "", 0.6, found.kind,
                         tuple(m for m, _ in found.plans), outcomes, found.file)  # type: ignore[arg-type]  # fmt: skip

@@ -219,7 +219,7 @@ def test_what_is_said_of_a_finder_that_was_cut_off_or_stopped_speaks_of_no_train
         queue.cancel(job)
         told.append(str(queue.poll(job, 0, 0).error))
     assert "Finding out where to edit was stopped" in told[0] and "training" not in told[0]
-    assert "a training that is started again" in told[1]
+    assert "to go on with a training, start it again" in told[1]
     assert "where to edit is found out anew" in str(lost("preparation", hung=True))
     with pytest.raises(BadRequest):
         check_work("preparation", (), [("mend", {})])

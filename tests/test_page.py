@@ -255,7 +255,7 @@ def test_a_running_edit_shows_progress_and_can_be_cancelled():
     assert page.button(key="apply").disabled
     page.button(key="cancel").click()
     page = checked(page.run())
-    assert "Cancelled. Nothing of it was kept." in words(page)
+    assert "Ask for the edit again to go on" in words(page)
     assert not page.button(key="apply").disabled
     assert page.text_input(key=state.PROMPT).value == PM
 

@@ -213,7 +213,7 @@ def test_a_stopped_estimate_goes_on_where_it_was(handle, tmp_path, monkeypatch, 
     site, limits, heard = handle.anatomy.site(1), moments.Bounds(900, 1280, 1000), []
     monkeypatch.setattr(moments, "BATCH_TOKENS", {"cpu": 128})
     whole = moments.estimate(handle, [site], TEXT, limits)[site.path]
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match="is kept. Ask for the edit again to go on"):
         moments.estimate(handle, [site], TEXT, limits, tmp_path, heard.append, lambda: len(heard) >= last)
     (file,) = (tmp_path / "statistics").glob("*.partial")
     assert handle.fingerprint in file.name

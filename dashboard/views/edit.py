@@ -265,7 +265,7 @@ def outcome(page: Frame) -> None:
         if job.status == "lost" and job.kind in AGAIN:
             frame.run_again(page.session, job.job, busy=page.running is not None)
     elif job and job.status == "cancelled":
-        st.info("Cancelled. Nothing of it was kept.", icon=":material/cancel:")
+        st.info(message(job.error), icon=":material/cancel:")
     if view.rows:
         history.result(page)
     elif not job or job.status == "done":

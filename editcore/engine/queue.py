@@ -31,7 +31,7 @@ SHORT = frozenset(
 KEPT: dict[JobKind, str] = {  # of work that was stopped
     "edit": "nothing of it was kept",
     "comparison": "the results that were there are kept",
-    "preparation": "a training that is started again with the same examples goes on where it was",
+    "preparation": "to go on with a training, start it again with the same examples",
     "recomputation": "the history is as it was",
     "adoption": "nothing of it was kept",
     "export": "nothing was written",

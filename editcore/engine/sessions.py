@@ -22,7 +22,7 @@ _INTERRUPTED: dict[str, str] = {
     "edit": "An edit was interrupted when the program stopped; nothing of it was kept.",
     "comparison": "A comparison was interrupted when the program stopped.",
     "preparation": "A training was interrupted when the program stopped. "
-    "Started again with the same examples, it goes on where it was.",
+    "Start it again with the same examples to go on.",
     "recomputation": "Computing edits again was interrupted when the program stopped; the history is as it was.",
     "adoption": "Bringing a file in was interrupted when the program stopped; nothing of it was kept. Give it again.",
     "export": "An export was interrupted when the program stopped; nothing was written.",
