@@ -110,8 +110,13 @@ def _tokenizer(found: Checkpoint) -> Any:
 
 @contextmanager
 def _understood(what: str) -> Iterator[None]:
-    """Raises ModelError for whatever a library raises over a model's files while the block runs."""
+    """Raises ModelError for whatever a library raises over a model's files while the block runs.
+
+    What the library warns of meanwhile is not shown: `_check_whole` judges it, in one message.
+    """
     transformers_logging.disable_progress_bar()
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(max(before, transformers_logging.ERROR))
     try:
         yield
     except SafetensorError as error:
@@ -126,6 +131,8 @@ def _understood(what: str) -> Iterator[None]:
             "A reachable or cached hub id, or a folder with config.json, tokenizer and safetensors, was wanted.",
             EMBEDDED,
         ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _check_whole(found: Checkpoint, model: Any, notes: Mapping[str, Any]) -> None:

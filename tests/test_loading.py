@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import socket
+from io import StringIO
 
 import pytest
 import torch
 from huggingface_hub import constants
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from editcore import checkpoint, devices, local, weights
 from editcore import opening as handles
@@ -269,6 +272,23 @@ def test_a_model_that_computes_no_numbers_is_refused(folder):
     held["model.norm.weight"][3] = float("nan")
     save_file(held, folder / WEIGHTS)
     assert "computes no numbers" in refused(folder).seen and "float16" in refused(folder).try_
+
+
+@pytest.mark.parametrize("name", ["weights of another", "another width"])
+@pytest.mark.parametrize("opened", [handles.load, handles.look])
+def test_the_library_adds_nothing_to_our_message_and_is_as_loud_as_before_afterwards(name, opened, folder):
+    heard, level = StringIO(), transformers_logging.get_verbosity()
+    handler = logging.StreamHandler(heard)
+    transformers_logging.add_handler(handler)
+    transformers_logging.set_verbosity_warning()
+    try:
+        DAMAGE[name][0](folder)
+        with pytest.raises(ModelError, match="not those of its architecture"):
+            opened(str(folder), device="cpu")
+        assert heard.getvalue() == "" and transformers_logging.get_verbosity() == transformers_logging.WARNING
+    finally:
+        transformers_logging.remove_handler(handler)
+        transformers_logging.set_verbosity(level)
 
 
 def test_messages_of_different_damage_differ(made, tmp_path):
