@@ -164,10 +164,16 @@ def test_what_was_found_is_used_unless_somebody_says_otherwise(fresh):
     assert prepare_method("memit", fresh).layers(fresh) == (0, 1, 2, 3)
     assert prepared("rome", fresh, {"layer": 2}) == (find_method("rome")(layer=2), AS_SET)
     assert prepared("rome", fresh, {"preset": "published"}) == (find_method("rome")(), RULE)
-    assert prepared("ft", fresh)[1].startswith(RULE) and prepared("ice", fresh)[1] == ""
+    assert prepared("ice", fresh)[1] == ""
     other = models.handle.__wrapped__("llama")
     other.home = fresh.home
     assert prepared("rome", other)[1] == RULE
+
+
+@pytest.mark.parametrize("method", ["ft", "grace", "wise"])
+def test_a_trace_is_no_source_of_what_it_says_nothing_about(method, fresh):
+    stored(fresh, 3)
+    assert prepared(method, fresh)[1] == RULE
 
 
 def test_what_is_known_about_a_model_wins_over_what_was_found(fresh):

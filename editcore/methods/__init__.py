@@ -7,6 +7,7 @@ from typing import Any
 
 from editcore.errors import BadSetting, EditcoreError, UnknownMethod, Unsuited
 from editcore.handle import Handle
+from editcore.locate import helps
 from editcore.method import Cost, Method, Work, checked, describe
 from editcore.methods.alphaedit import AlphaEdit
 from editcore.methods.emmet import EMMET
@@ -143,4 +144,4 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
         return made, f"known to suit this model: {known.source}"
     if traced:
         return made, f"found by {found.source}"
-    return made, RULE if found.methods or not found.source else f"{RULE}; {found.source}"
+    return made, f"{RULE}; {found.source}" if found.source and helps(method.name) else RULE
