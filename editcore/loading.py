@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
-from editcore.words import duration, human_bytes
+from editcore.words import human_bytes, left
 
 READING = "Loading weights"  # what the library calls the loop over the tensors it reads
 LONGEST_HEADER = 100_000_000  # bytes; what claims to be longer is no safetensors file
@@ -29,8 +29,7 @@ class Loaded:
 
     def __str__(self) -> str:
         """Loading 4.2 of 16 GB, about 20 s left."""
-        left = self.seconds * (self.total - self.read) / self.read if self.read else None
-        hope = "" if left is None else f", about {duration(left)} left"
+        hope = f", {left(self.seconds * (self.total - self.read) / self.read, about=True)}" if self.read else ""
         return f"Loading {human_bytes(self.read)} of {human_bytes(self.total)}{hope}."
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from editcore.errors import BadRequest
 from editcore.gate import check_form
 from editcore.records import Form
+from editcore.words import left
 
 if TYPE_CHECKING:
     from editcore.handle import Handle
@@ -94,16 +95,18 @@ def bar(label: str, quiet: bool) -> Iterator[Any]:
 
 
 def _lines(label: str) -> Callable[..., None]:
-    said = time.monotonic()
+    said, last = time.monotonic(), (0, 0)
     first: tuple[int, float] | None = None  # work that is continued does not start at zero
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal said, first
+        nonlocal said, first, last
         now = time.monotonic()
-        first = first or (done, now)
+        if first is None or total != last[1] or done < last[0]:  # another stage, which has a pace of its own
+            first = done, now
+        last = done, total
         if now - said >= LINE_SECONDS or done == total:
             said, rate = now, (done - first[0]) / max(now - first[1], 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            err.print(f"{label} {done}/{total} {note}{left}", markup=False, highlight=False)
+            hope = f", {left((total - done) / rate)}" if rate and done < total else ""
+            err.print(f"{label} {done}/{total} {note}{hope}", markup=False, highlight=False)
 
     return advance

@@ -22,6 +22,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def left(seconds: float, about: bool = False) -> str:
+    """30 -> "30 s left"; less than half a second, or than none at all -> "a moment left".
+
+    Args:
+        about: "about 30 s left".
+    """
+    return "a moment left" if seconds < 0.5 else f"{'about ' if about else ''}{duration(seconds)} left"
+
+
 def human_bytes(count: int) -> str:
     """5120 -> "5 kB"."""
     value = float(count)

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from editcore import cli, opening
+from editcore import cli, opening, terminal
 from editcore.methods import METHODS
 from tests import models, pairs
 
@@ -240,6 +241,19 @@ def test_a_list_that_asks_one_question_twice_is_refused_by_row(run, tmp_path):
     cases.write_text("".join(json.dumps({"prompt": p, "target_new": t}) + "\n" for p, t in rows))
     code, text, error = run("edit", "--cases", str(cases), "--method", "ft")
     assert code == 2 and "Rows 1 and 3" in error and "'so', 'bad'" in error and not text
+
+
+def test_lines_about_long_work_give_each_stage_its_own_pace(monkeypatch, capsys):
+    clock = iter([0.0, 0.0, 30.0, 60.0, 61.0, 90.0, 120.0])
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    advance = terminal._lines("rome")
+    for done, total, note in (
+        (1, 9, "a"), (4, 9, "a"), (9, 9, "a"), (0, 3, "b"), (1, 3, "b"), (3, 3, "b")
+    ):  # fmt: skip
+        advance(done, total, note)
+    assert capsys.readouterr().err.splitlines() == [
+        "rome 4/9 a, 50 s left", "rome 9/9 a", "rome 1/3 b, 58 s left", "rome 3/3 b",
+    ]  # fmt: skip
 
 
 def test_locate_prints_the_effect_by_layer_and_keeps_the_answer(run, tmp_path, monkeypatch):

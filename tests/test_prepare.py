@@ -16,7 +16,7 @@ from editcore.forecast import preparation
 from editcore.learned import Dials
 from editcore.methods import prepare_method
 from editcore.records import EditRequest
-from editcore.words import duration
+from editcore.words import duration, left
 from tests import models
 from tests.test_page import applied, checked, filled, fresh, keys, opened, session_of, words
 
@@ -237,3 +237,11 @@ def test_the_time_of_a_training_grows_with_its_steps_and_is_timed_once(handle):
 )
 def test_durations_as_people_say_them(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-3.0, "a moment left"), (-0.0, "a moment left"), (0.04, "a moment left"), (75, "1 min 15 s left")],
+)
+def test_what_is_left_is_never_less_than_a_moment(seconds, said):
+    assert left(seconds) == said
