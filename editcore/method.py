@@ -7,14 +7,13 @@ never in a parent class.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from editcore.anatomy import Site
-from editcore.errors import BadSetting, Cancelled
+from editcore.errors import Cancelled
 from editcore.handle import Handle
 from editcore.patch import Part, Patch
 from editcore.records import EditRequest, MethodInfo, Progress, SettingInfo, to_plain
@@ -135,71 +134,3 @@ def describe(method: type[Method]) -> MethodInfo:
         for f in dataclasses.fields(method)
     )
     return MethodInfo(method.name, method.title, method.sentence, method.paper, method.needs, dials)
-
-
-def checked(method: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` in the types of the method's settings.
-
-    Raises:
-        BadSetting: a name is unknown, or a value has the wrong type or is out of bounds.
-    """
-    dials = {d.name: d for d in describe(method).settings}
-    result = {}
-    for name, value in values.items():
-        if name not in dials:
-            raise BadSetting(
-                f"{method.title} has no setting {name!r}.",
-                f"Its settings are {', '.join(dials)}.",
-                "Check the spelling.",
-            )
-        result[name] = _checked(dials[name], value)
-    return result
-
-
-def _checked(dial: SettingInfo, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "auto")):
-        if dial.optional:
-            return None
-        raise BadSetting(f"{dial.name} has no value.", _wanted(dial), f"The default is {dial.default}.")
-    try:
-        made = _convert(dial, value)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise BadSetting(f"{dial.name} is {value!r}.", _wanted(dial), f"The default is {dial.default}.") from error
-    bad = isinstance(made, float) and not math.isfinite(made)
-    low, high = dial.low, dial.high
-    if not isinstance(made, str | bool) and (
-        bad or (low is not None and made < low) or (high is not None and made > high)
-    ):
-        raise BadSetting(f"{dial.name} is {value!r}.", _wanted(dial), f"The default is {dial.default}.")
-    return made
-
-
-def _convert(dial: SettingInfo, value: Any) -> Any:
-    if dial.kind == "bool":
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-    if dial.kind == "choice":
-        if value not in dial.choices:
-            raise ValueError(value)
-        return value
-    if isinstance(value, bool):
-        raise ValueError(value)
-    if dial.kind == "int":
-        if float(value) != int(float(value)):
-            raise ValueError(value)
-        return int(float(value))
-    return float(value)
-
-
-def _wanted(dial: SettingInfo) -> str:
-    if dial.kind == "choice":
-        return f"One of {', '.join(dial.choices)} was wanted."
-    if dial.kind == "bool":
-        return "true or false was wanted."
-    bounds = [
-        f"at least {dial.low:g}" if dial.low is not None else "",
-        f"at most {dial.high:g}" if dial.high is not None else "",
-    ]
-    limits = " and ".join(b for b in bounds if b)
-    return f"A {'whole number' if dial.kind == 'int' else 'number'}{' of ' + limits if limits else ''} was wanted."

@@ -18,10 +18,11 @@ from editcore.engine.sessions import StoredSessions
 from editcore.engine.watchdog import lost
 from editcore.errors import BadRequest, BadSetting, Cancelled, SubjectNotFound
 from editcore.home import new_session
-from editcore.method import checked
+from editcore.method import describe
 from editcore.methods import AS_SET, METHODS, RULE, Work, find_method, prepare_method, prepared
 from editcore.records import EditRequest
 from editcore.store import Store
+from editcore.values import checked
 from tests import models
 
 FILES = sorted(f for f in (assets_root() / "settings").glob("*.json") if f.name != tuning.OTHER)
@@ -240,7 +241,13 @@ def test_settings_of_known_models_fit_their_methods_and_the_models_depth(file):
     assert data["source"] and data["models"]
     for name, values in data["methods"].items():
         method = find_method(name)
-        assert checked(method, values) == values and {type(v) for v in values.values()} <= {int, float, str, bool}
+        assert checked(describe(method), values) == values
+        assert {type(v) for v in values.values()} <= {
+            int,
+            float,
+            str,
+            bool,
+        }
         blocks = {n: values[n] for n in tuning.WHERE if n in values}
         assert all(0 <= block < data["blocks"] for block in blocks.values())
         assert blocks.get("first", 0) <= blocks.get("last", data["blocks"])
@@ -265,7 +272,9 @@ def test_a_model_is_known_by_its_own_name_wherever_it_lies(model, layer):
 def test_what_any_unknown_model_is_met_with_names_no_layer_and_stays_out_of_a_known_one(fresh):
     other = tuning.known_settings("nobody/knows-it")
     assert not other.source and set(other.methods) == {"emmet", "memit", "pmet", "alphaedit"}
-    assert all(checked(find_method(n), v) == v and not set(v) & set(tuning.WHERE) for n, v in other.methods.items())
+    assert all(
+        checked(describe(find_method(n)), v) == v and not set(v) & set(tuning.WHERE) for n, v in other.methods.items()
+    )
     made = prepare_method("alphaedit", fresh)
     assert (made.relative, made.cut, made.limit) == (True, 0.3, 4.0) and prepare_method("memit", fresh).weight is None
     assert prepare_method("memit", fresh, {"preset": "published"}).limit == 0.75
@@ -298,7 +307,7 @@ def test_no_name_is_claimed_by_two_files():
 
 def test_a_known_setting_that_is_out_of_bounds_would_be_noticed():
     with pytest.raises(BadSetting):
-        checked(find_method("memit"), {"first": -1})
+        checked(describe(find_method("memit")), {"first": -1})
 
 
 def test_an_edit_that_did_not_take_where_a_rule_of_thumb_put_it_is_advised_to_look(fresh):

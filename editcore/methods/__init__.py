@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editcore.errors import BadSetting, EditcoreError, UnknownMethod, Unsuited
+from editcore.errors import EditcoreError, Unsuited
 from editcore.handle import Handle
 from editcore.locate import helps
-from editcore.method import Cost, Method, Work, checked, describe
+from editcore.method import Cost, Method, Work, describe
 from editcore.methods.alphaedit import AlphaEdit
 from editcore.methods.emmet import EMMET
 from editcore.methods.enn import ENN
@@ -30,6 +30,7 @@ from editcore.methods.ultraedit import UltraEdit
 from editcore.methods.wise import WISE
 from editcore.records import MethodInfo
 from editcore.tuning import WHERE, Suited, found_settings, known_settings
+from editcore.values import PRESETS, checked, known, parted
 
 METHODS: tuple[type[Method], ...] = (
     ROME,
@@ -52,7 +53,6 @@ METHODS: tuple[type[Method], ...] = (
     ICE,
     IKE,
 )
-PRESETS = ("tuned", "published")
 AS_SET = "as set"
 RULE = "a rule of thumb"
 
@@ -67,10 +67,8 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UnknownMethod: there is none.
     """
-    for method in METHODS:
-        if method.name == name.lower():
-            return method
-    raise UnknownMethod(f"There is no method {name!r}.", f"Known methods: {', '.join(m.name for m in METHODS)}.")
+    named = {method.name: method for method in METHODS}
+    return named[known(name, list(named))]
 
 
 def menu() -> tuple[MethodInfo, ...]:
@@ -117,19 +115,16 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
         UnknownMethod, BadSetting: a name or a value is wrong.
         Unsuited: see `check_suited`.
     """
-    method, values = find_method(name), dict(values or {})
+    method = find_method(name)
     check_suited(method, handle)
-    preset = values.pop("preset", PRESETS[0])
-    if preset not in PRESETS:
-        raise BadSetting(
-            f"preset is {preset!r}.", f"One of {', '.join(PRESETS)} was wanted.", f"The default is {PRESETS[0]}."
-        )
+    info = describe(method)
+    preset, asked = parted(info, values or {})
     none = Suited()
-    known = known_settings(handle.name) if preset == "tuned" else none
+    of_model = known_settings(handle.name) if preset == "tuned" else none
     found = (found_settings(handle.home, handle.fingerprint) if preset == "tuned" else None) or none
-    asked, suited = checked(method, values), checked(method, known.methods.get(method.name, {}))
+    suited = checked(info, of_model.methods.get(method.name, {}))
     places = [place for place in WHERE if place in method.__dataclass_fields__]
-    traced = checked(method, found.methods.get(method.name, {}))
+    traced = checked(info, found.methods.get(method.name, {}))
     if any(suited.get(place) is not None for place in places):  # for this model it is known
         traced = {}
     # An empty field leaves the choice to the model, so what was found for it stands.
@@ -141,7 +136,7 @@ def prepared(name: str, handle: Handle, values: Mapping[str, Any] | None = None)
     if any(asked.get(place) not in (None, suited.get(place)) for place in places):
         return made, AS_SET
     if any(getattr(made, place) is not None and place in suited for place in places):
-        return made, f"known to suit this model: {known.source}"
+        return made, f"known to suit this model: {of_model.source}"
     if traced:
         return made, f"found by {found.source}"
     return made, f"{RULE}; {found.source}" if found.source and helps(method.name) else RULE
