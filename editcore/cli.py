@@ -17,12 +17,13 @@ from editcore.admission import settle
 from editcore.assets import WORLD_NAME
 from editcore.cli_doctor import doctor
 from editcore.cli_export import exporting
-from editcore.cli_model import AsJson, Device, DeviceMap, Dtype, Model, Revision, models, open_model
+from editcore.cli_model import AsJson, Device, DeviceMap, Dtype, Model, Revision, check_saved, models, open_model
 from editcore.cli_show import report_json, show_bench, show_edits, show_report
 from editcore.cli_train import corpus, examples, locate, train
 from editcore.errors import BadInput, BadRequest, EditcoreError
 from editcore.records import EditRequest, Form, Probe, to_plain
 from editcore.terminal import FormOption, bar, err, form_of, out, parse_settings, show_json
+from editcore.values import check_plan, check_shared, known
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edit what a language model believes, and see what moved."
@@ -120,12 +121,23 @@ def edit(
         raise BadRequest(
             "Neither an edit nor a file of edits was given, or both.", "", "Give --prompt and --target, or --cases."
         )
+    from editcore.engine.menu import method_menu
+    from editcore.gate import check_request
+
+    asked = edits_of(cases, None, None, distinct=True, told=True) if cases else ()
+    request = EditRequest(
+        (prompt or "").strip(), (target or "").strip(), (subject or "").strip() or None, (old or "").strip() or None,
+        tuple(Probe("paraphrase", p.strip(), source="given") for p in paraphrase or ()),
+        tuple(Probe("far", p.strip(), source="given") for p in probe or ()),
+    )  # fmt: skip
+    if not asked:
+        check_request(request, method, settings)
+    check_plan(method, settings, method_menu())
     from editcore.bench import average
     from editcore.edit import proposed, run_edit, run_edits
     from editcore.engine import home_dir
     from editcore.export import export_patch
 
-    asked = edits_of(cases, None, None, distinct=True, told=True) if cases else ()
     handle = open_model(model, revision, device, dtype, device_map)
     read_as = form_of(handle, form)
     if cases and read_as == "chat":
@@ -139,12 +151,7 @@ def edit(
         if save is not None:
             export_patch([(patch, reports)], save)
         return show_edits(reports, average(r.scores for r in reports), save, as_json)
-    request = EditRequest(
-        prompt or "", target or "", subject, old,
-        tuple(Probe("paraphrase", p, source="given") for p in paraphrase or ()),
-        tuple(Probe("far", p, source="given") for p in probe or ()), read_as,
-    )  # fmt: skip
-    request = proposed(handle, request)
+    request = proposed(handle, dataclasses.replace(request, form=read_as))
     with bar(method, quiet=as_json) as advance:
         patch, report = run_edit(
             handle, request, method, settings, home=home_dir(), report=lambda p: advance(p.step, p.steps, p.text)
@@ -186,10 +193,14 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Asks the model, with or without a saved patch."""
-    from editcore import gate, measure
-    from editcore.patch import load_patch
+    from editcore import gate
 
     gate.check_prompts(prompts)
+    if patch:
+        check_saved(patch)
+    from editcore import measure
+    from editcore.patch import load_patch
+
     handle = open_model(model, revision, device, dtype, device_map)
     read_as = form_of(handle, form)
     patches = [load_patch(patch, handle.fingerprint, handle.device)] if patch else []
@@ -230,21 +241,27 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Scores methods over many edits, each made on the unedited model."""
+    from editcore.engine.menu import method_menu
+
+    menu = method_menu()
+    wanted = [name.strip() for text in method or ("rome,ft,ft-l",) for name in text.split(",")]
+    every = [m.name for m in menu]
+    all_ = [name.lower() for name in wanted] == ["all"]
+    names = every if all_ else list(dict.fromkeys(known(name, every) for name in wanted))
+    shared = parse_settings(set_ or [])
+    check_shared(names, shared, menu)
+    listed = edits_of(cases, limit, told=True) if cases else ()
     from editcore.bench import counterfactuals, run_bench
     from editcore.edit import world_of
     from editcore.engine import home_dir
-    from editcore.methods import METHODS, find_method
 
-    wanted = [name.strip() for text in method or ("rome,ft,ft-l",) for name in text.split(",")]
-    every = [name.lower() for name in wanted] == ["all"]
-    names = [m.name for m in METHODS] if every else list(dict.fromkeys(find_method(name).name for name in wanted))
-    shared = parse_settings(set_ or [])
     handle = open_model(model, revision, device, dtype, device_map)
     world = world_of(handle)
     if cases is None and world is None:
         raise BadRequest(f"{model!r} has no tables to draw cases from.", "", "Name a file with --cases.")
     read_as = form_of(handle, form)
-    listed = edits_of(cases, limit, form=read_as, told=True) if cases else ()
+    if cases and read_as == "chat":
+        listed = edits_of(cases, limit, form=read_as)
     requests = listed or (counterfactuals(world, limit, seed) if world else [])
     with bar("edits", quiet=as_json) as advance:
         rows = run_bench(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from editcore.assets import WORLD_NAME
-from editcore.cli_model import Device, DeviceMap, Revision, open_model
+from editcore.cli_model import Device, DeviceMap, Revision, check_saved, open_model
 from editcore.errors import BadRequest
 from editcore.records import to_plain
 from editcore.terminal import bar, out, show_json
@@ -50,8 +50,12 @@ def exporting(draw: Draw) -> Callable[..., None]:
             raise BadRequest(f"--rank is no option of {format}.", "Only adapters have a rank.", "Leave it out.")
         if dtype is not None and format != "merged":
             raise BadRequest(f"--dtype is no option of {format}.", "Only merged models take one.", "Leave it out.")
+        from editcore.export.whole import check_free
+
+        check_choice(patch or [], session)
+        check_free(to)
         handle = open_model(model, revision, device, load_dtype, device_map)
-        edits = in_session(handle, session) if session and not patch else chosen(handle, patch or [], session)
+        edits = in_session(handle, session) if session else chosen(handle, patch or [])
         if format == "report":
             return _report(draw, handle, edits, to, as_json)
         with bar(format, quiet=as_json) as advance:
@@ -86,19 +90,24 @@ def in_session(handle: Any, session: str) -> tuple[Any, ...]:
     )
 
 
-def chosen(handle: Any, patches: Sequence[Path], session: str | None = None) -> tuple[Any, ...]:
-    """What the options name, as edits: pairs of a patch and its reports, the last on top.
+def check_choice(patches: Sequence[Path], session: str | None) -> None:
+    """Raises BadRequest when nothing is named, both patches and a session are, or a patch is not there."""
+    if patches and session:
+        raise BadRequest("Both --patch and --session are given.", "One of them was wanted.", "Leave one out.")
+    if not patches and not session:
+        raise BadRequest("No edit is named.", "", "Give the folder of a saved edit with --patch, or --session.")
+    for folder in patches:
+        check_saved(folder)
+
+
+def chosen(handle: Any, patches: Sequence[Path]) -> tuple[Any, ...]:
+    """What lies in these folders, as edits: pairs of a patch and its reports, the last on top.
 
     Raises:
-        BadRequest: nothing is named, or both patches and a session are.
         PatchError, WrongModel: something is damaged, or for another model.
     """
     from editcore.export import import_edits
 
-    if session:
-        raise BadRequest("Both --patch and --session are given.", "One of them was wanted.", "Leave one out.")
-    if not patches:
-        raise BadRequest("No edit is named.", "", "Give the folder of a saved edit with --patch, or --session.")
     return tuple(edit for folder in patches for edit in import_edits(handle, folder))
 
 

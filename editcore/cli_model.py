@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from editcore.assets import WORLD_NAME
+from editcore.errors import BadRequest
 from editcore.terminal import out, show_json
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, local folder or hub id.")]
@@ -17,6 +19,24 @@ DeviceMap = Annotated[
     str | None, typer.Option(help="Instead of a device: spread over several GPUs, auto or balanced; or JSON.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+SAVED = ("patch.json", "stack.json", "adapter_config.json")  # what a folder holds that an edit was saved in
+MOST_NAMED = 10
+
+
+def check_saved(folder: Path) -> None:
+    """Raises BadRequest when there is no such folder; what else lies there is named."""
+    if folder.is_dir():
+        return
+    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    saved = [str(path) for path in beside if any((path / name).is_file() for name in SAVED)]
+    more = f" and {len(saved) - MOST_NAMED} more" if len(saved) > MOST_NAMED else ""
+    raise BadRequest(
+        f"There is no patch {str(folder)!r}.",
+        "A folder that `editcore edit --save` or `editcore export` has written was wanted.",
+        f"Saved there: {', '.join(saved[:MOST_NAMED])}{more}." if saved else "Check the path.",
+    )
 
 
 def open_model(

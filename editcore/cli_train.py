@@ -41,11 +41,18 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trains a method that learns to edit (MEND, MALMEN, ENN, KE, SERAC), once per model."""
+    from editcore.cases import read_cases
+    from editcore.corpus import read
     from editcore.engine import home_dir
     from editcore.learned import Dials, Heard
     from editcore.trained import path_in as artifact
-    from editcore.training import train_method
+    from editcore.training import learner_of, train_method
 
+    if edits:
+        read_cases(edits)
+    if locality:
+        read(locality)
+    learner_of(method)
     handle = open_model(model, revision, device, dtype, device_map)
     folder = to or (handle.folder if handle.embedded and handle.folder else home_dir())
     read_as = form_of(handle, form)
@@ -103,9 +110,10 @@ def corpus(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps a text for a model: statistics are read on it and FT + replay replays it."""
-    from editcore.corpus import store
+    from editcore.corpus import read, store
     from editcore.engine import home_dir
 
+    read(file)
     handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has its own training text.", "Another model was wanted.", "Use --model.")
@@ -125,9 +133,10 @@ def examples(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Keeps example edits for a model: IKE shows them in front of an edit."""
-    from editcore.demonstrations import store
+    from editcore.demonstrations import cases_of, store
     from editcore.engine import home_dir
 
+    cases_of(file)
     handle = open_model(model, revision, device, dtype, device_map)
     if handle.embedded:
         raise BadRequest(f"{handle.name} has example edits of its own.", "Another model was wanted.", "Use --model.")

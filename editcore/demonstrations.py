@@ -17,6 +17,7 @@ from editcore import measure
 from editcore.cases import read_cases
 from editcore.errors import BadRequest
 from editcore.handle import Handle
+from editcore.records import EditRequest
 from editcore.spans import join
 from editcore.world.facts import World, load_world
 
@@ -76,10 +77,8 @@ def store(handle: Handle, home: Path, file: Path) -> Path:
     return kept
 
 
-def of_file(handle: Handle, file: Path) -> tuple[Demonstration, ...]:
+def cases_of(file: Path) -> list[EditRequest]:
     """The edits of a file, as `editcore bench` reads them, that have a paraphrase and a probe.
-
-    A probe without answer gets the model's own.
 
     Raises:
         BadRequest: the file cannot be read, or holds fewer than `LEAST` such edits.
@@ -91,6 +90,12 @@ def of_file(handle: Handle, file: Path) -> tuple[Demonstration, ...]:
             f"At least {LEAST} are needed to show how edits work.",
             "Add more.",
         )
+    return cases
+
+
+def of_file(handle: Handle, file: Path) -> tuple[Demonstration, ...]:
+    """The edits of a file as demonstrations; a probe without answer gets the model's own. Raises as `cases_of`."""
+    cases = cases_of(file)
     open_ = [(case.probes[0].prompt, case.probes[0].form or case.form) for case in cases if not case.probes[0].answer]
     own = iter(measure.own_answers(handle, [p for p, _ in open_], (), [f for _, f in open_]) if open_ else ())
     return tuple(

@@ -21,10 +21,21 @@ from editcore.words import left
 if TYPE_CHECKING:
     from editcore.handle import Handle
 
+
+def _known_form(value: str | None) -> str | None:
+    """The value, checked before any model is opened."""
+    if value is not None:
+        check_form(value)
+    return value
+
+
 FormOption = Annotated[
     str | None,
-    typer.Option("--form", help="raw, or chat: in the model's chat template, which is the default if it has one."),
-]
+    typer.Option(
+        "--form", callback=_known_form,
+        help="raw, or chat: in the model's chat template, which is the default if it has one.",
+    ),
+]  # fmt: skip
 PIPED_WIDTH = 160  # columns where the output is no terminal: a table in a file should be whole
 
 
@@ -60,7 +71,6 @@ def form_of(handle: Handle, asked: str | None) -> Form:
     """
     if asked is None:
         return handle.usual_form
-    check_form(asked)
     return handle.envelope(cast(Form, asked)).form
 
 

@@ -28,6 +28,19 @@ def trainable() -> tuple[str, ...]:
     return tuple(m.name for m in METHODS if hasattr(m, "editor"))
 
 
+def learner_of(name: str) -> type[Learner]:
+    """What a method trains.
+
+    Raises:
+        UnknownMethod: there is no such method.
+        BadRequest: it does not learn.
+    """
+    kind: type[Learner] | None = getattr(find_method(name), "editor", None)
+    if kind is None:
+        raise BadRequest(f"{name} needs no training.", f"These methods do: {', '.join(trainable())}.")
+    return kind
+
+
 def default_layers(handle: Handle, kind: type[Learner] = Editor) -> tuple[int, ...]:
     """The blocks a trained editor changes or reads unless told otherwise."""
     return kind.usual(handle.anatomy)
@@ -60,9 +73,7 @@ def train_method(
         BadSetting: a layer does not exist.
         Cancelled, Diverged: see `learned.train`.
     """
-    kind: type[Learner] | None = getattr(find_method(name), "editor", None)
-    if kind is None:
-        raise BadRequest(f"{name} needs no training.", f"These methods do: {', '.join(trainable())}.")
+    kind = learner_of(name)
     check_suited(find_method(name), handle)
     dials = dials or Dials()
     if edits is not None:

@@ -126,6 +126,54 @@ def test_bad_input_ends_with_code_2_and_says_what_is_wrong(run, words, message):
     assert "Traceback" not in error
 
 
+SLOW = ("edit", "-p", "It is", "-t", "so")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("edit", "-p", " ", "-t", "x"), "prompt is empty"),
+        (("edit", "-p", "x"), "corrected answer is empty"),
+        ((*SLOW, "--method", "magic"), "There is no method 'magic'. Known methods: rome, emmet"),
+        ((*SLOW, "--method", "ROME", "--set", "speed=3"), "ROME has no setting 'speed'"),
+        ((*SLOW, "--set", "steps=0"), "steps is '0'"),
+        ((*SLOW, "--set", "preset=mine"), "preset is 'mine'"),
+        ((*SLOW, "--form", "verse"), "There is no form 'verse'"),
+        ((*SLOW, "--probe", " "), "The prompt of a probe is empty"),
+        (("edit", "--cases", "{edits}", "--method", "magic"), "There is no method 'magic'"),
+        (("probe", "It is", "--form", "verse"), "There is no form 'verse'"),
+        (("probe", "It is", "--patch", "nope"), "There is no patch 'nope'"),
+        (("bench", "--cases", "missing.jsonl"), "There is no file 'missing.jsonl'"),
+        (("bench", "--method", "ft,rome", "--set", "speed=3"), "has no setting 'speed'"),
+        (("train", "magic"), "There is no method 'magic'"),
+        (("train", "rome"), "rome needs no training"),
+        (("train", "mend", "--edits", "missing.jsonl"), "There is no file 'missing.jsonl'"),
+        (("train", "mend", "--edits", "{edits}", "--locality", "missing.txt"), "'missing.txt' cannot be read"),
+        (("corpus", "missing.txt"), "'missing.txt' cannot be read"),
+        (("examples", "{edits}"), "1 edits with a paraphrase and a probe"),
+        (("export", "--format", "patch", "--to", "new"), "No edit is named"),
+        (("export", "--format", "peft", "--to", "new", "--patch", "nope"), "There is no patch 'nope'"),
+        (("export", "--format", "report", "--to", "{full}", "--patch", "{full}"), "is not empty"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_opened(run, words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "load", lambda name, **options: pytest.fail("a model was opened"))
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"prompt": "It is", "target_new": "so", "paraphrases": ["So it is"], "probes": ["They are"]}\n')
+    names = {"{edits}": str(edits), "{full}": str(tmp_path)}
+    code, text, error = run(*(names.get(word, word) for word in words))
+    assert code == 2 and message in error and not text.strip()
+
+
+def test_where_there_is_no_patch_those_beside_it_are_named(run, tmp_path):
+    for name, file in (("one", "patch.json"), ("two", "stack.json"), ("three", "adapter_config.json"), ("four", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    code, _, error = run("probe", "It is", "--patch", str(tmp_path / "nope"))
+    beside = ", ".join(str(tmp_path / name) for name in ("one", "three", "two"))
+    assert code == 2 and f"Saved there: {beside}." in error
+
+
 def test_failure_ends_with_code_1(run, tmp_path):
     code, text, error = run("probe", "It is", "--patch", str(tmp_path))
     assert code == 1 and "damaged or incomplete" in error and not text

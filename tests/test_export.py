@@ -362,7 +362,7 @@ def test_a_report_of_a_patch_without_one_reads_the_model(run, tmp_path, edit):
         (("--patch", "{p}", "--format", "peft", "--dtype", "float16"), 2, "no option of peft"),
         (("--patch", "{p}", "--format", "merged", "--dtype", "int4"), 2, "'int4' is unknown"),
         (("--patch", "{p}", "--to", "{p}"), 2, "is not empty"),
-        (("--patch", "{absent}"), 1, "damaged or incomplete"),
+        (("--patch", "{absent}"), 2, "/absent'. A folder that `editcore edit --save` or `editcore export` has written"),
     ],
 )
 def test_what_cannot_be_exported_is_said_with_the_right_code(words, code, said, run, edit, tmp_path):

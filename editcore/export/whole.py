@@ -26,10 +26,10 @@ def whole(folder: Path, needed: int) -> Iterator[Path]:
         needed: bytes that will be written, about.
 
     Raises:
-        BadRequest: `folder` is a file, or is not empty.
+        BadRequest: see `check_free`.
         EditcoreError: the disk is full, named with the bytes needed, or refuses to be written; nothing is left behind.
     """
-    _check_free(folder)
+    check_free(folder)
     rough = folder.parent / f".{folder.name}-{secrets.token_hex(4)}.part"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,8 @@ def weight(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Raises BadRequest unless `folder` is new or empty."""
     if folder.is_dir():
         if not any(folder.iterdir()):
             return
