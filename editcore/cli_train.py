@@ -41,15 +41,15 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trains a method that learns to edit (MEND, MALMEN, ENN, KE, SERAC), once per model."""
-    from editcore.cases import read_cases
     from editcore.corpus import read
     from editcore.engine import home_dir
+    from editcore.examples import cases_of
     from editcore.learned import Dials, Heard
     from editcore.trained import path_in as artifact
     from editcore.training import learner_of, train_method
 
     if edits:
-        read_cases(edits)
+        cases_of(edits)
     if locality:
         read(locality)
     learner_of(method)

@@ -64,6 +64,22 @@ def of_world(handle: Handle, world: World, share: str) -> Sample:
     return sample
 
 
+def cases_of(edits: Path, form: Form = "raw", name: str = "") -> list[EditRequest]:
+    """The edits of a file, enough to learn from and without contradiction; no model is needed to tell.
+
+    Raises:
+        BadRequest: the file cannot be read, holds too little, or contradicts itself.
+    """
+    name = name or edits.name
+    cases = read_cases(edits, form=form, name=name)
+    if len(cases) < LEAST_CASES:
+        raise BadRequest(
+            f"{name!r} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
+        )
+    gate.check_distinct(cases, lambda case: (" ".join(case.prompt.split()), case.form), name, repeats=False)
+    return cases
+
+
 def of_files(
     handle: Handle, edits: Path, locality: Path | None, form: Form = "raw", wording: Wording = COMMAND_LINE
 ) -> tuple[Sample, list[Example]]:
@@ -76,15 +92,10 @@ def of_files(
         wording: of what is raised.
 
     Raises:
-        BadRequest: a file cannot be read, holds too little, or contradicts itself.
+        BadRequest: see `cases_of`; the text cannot be read, or nothing shows what should stay.
     """
     name = wording.edits or edits.name
-    cases = read_cases(edits, form=form, name=name)
-    if len(cases) < LEAST_CASES:
-        raise BadRequest(
-            f"{name!r} holds {len(cases)} edits.", f"At least {LEAST_CASES} are needed to learn from.", "Add more."
-        )
-    gate.check_distinct(cases, lambda case: (" ".join(case.prompt.split()), case.form), name, repeats=False)
+    cases = cases_of(edits, form, name)
     lines = _lines(handle, _read(locality, wording.locality)) if locality else []
     examples = [_of_case(handle, case) for case in cases]
     if not lines and not all(e.held for e in examples):
