@@ -12,6 +12,7 @@ from editcore.engine.contract import LOCATE, Health, JobKind, JobState, SessionS
 from editcore.errors import EditcoreError
 from editcore.history import Move
 from editcore.records import ModelInfo
+from editcore.words import left
 
 LOOK = 2.0  # seconds one look at a running comparison lasts, unless a row lands
 CHECKING = "Checking what this will do."
@@ -406,5 +407,5 @@ def progress_line(job: JobState) -> str:
     if step.loss is not None:
         parts.append(f"loss {step.loss:.3g}")
     if step.seconds_left is not None:
-        parts.append(f"{duration(step.seconds_left)} left")
+        parts.append(left(step.seconds_left))
     return ", ".join([*parts, text] if text else parts)

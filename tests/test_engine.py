@@ -581,7 +581,8 @@ def test_importing_the_engine_imports_no_torch():
 
 def test_the_menu_without_torch_is_the_menu_of_the_methods(inline):
     described = menu.described_menu()
-    assert inline.methods() == described and described, "run python -m editcore.engine.menu"
+    assert menu.method_menu() == described and described, "run python -m editcore.engine.menu"
+    assert inline.methods() == menu.method_menu(inline.opening.model)
 
 
 # preparations ---------------------------------------------------------------------------------------------------

@@ -224,8 +224,8 @@ def test_text_values_mean_what_they_say():
 @pytest.mark.parametrize("name", LEARNING)
 def test_an_edit_that_diverges_says_so_and_leaves_no_trace(name):
     broken = models.model.__wrapped__("gpt2")
-    broken.lm_head.weight[3] = float("nan")  # as an overflow in half precision would
     handle = wrap(broken, models.tokenizer(), "broken")
+    broken.lm_head.weight[3] = float("nan")  # as an overflow in half precision would
     weights = state(broken)
     with pytest.raises(Diverged, match="diverged"):
         made(name, handle, **({"contexts": 0} if "contexts" in find_method(name).__dataclass_fields__ else {})).edit(

@@ -19,7 +19,8 @@ TABLE = Path(__file__).with_name("methods.json")
 @lru_cache(maxsize=8)
 def method_menu(model: str = "") -> tuple[MethodInfo, ...]:
     """The stored menu; with a model's name, with the defaults that suit it."""
-    return tuple(tuned(from_plain(MethodInfo, row), model) for row in wire.loads(TABLE.read_bytes()))
+    stored = (from_plain(MethodInfo, row) for row in wire.loads(TABLE.read_bytes()))
+    return tuple(tuned(method, model) if model else method for method in stored)
 
 
 def described_menu() -> tuple[MethodInfo, ...]:
