@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from editcore import edit as editing
 from editcore.engine.desk import Desk
 from editcore.errors import Diverged
-from editcore.methods import prepare_method
+from editcore.methods import prepared
 from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.store import blobs
@@ -76,9 +76,9 @@ class Script:
         """True when this edit is to be replayed."""
         return self.replaying and (name, prompts) in self.kept
 
-    def prepare(self, name: str, handle: Any, values: Any = None) -> Any:
-        """The method, its `edit` watched, replayed or spoilt."""
-        method = prepare_method(name, handle, values)
+    def prepare(self, name: str, handle: Any, values: Any = None) -> tuple[Any, str]:
+        """`methods.prepared`, the method's `edit` watched, replayed or spoilt."""
+        method, chosen_by = prepared(name, handle, values)
         real = method.edit
 
         def edit(work: Any, requests: Any) -> Patch:
@@ -91,7 +91,7 @@ class Script:
             return patch
 
         object.__setattr__(method, "edit", edit)
-        return method
+        return method, chosen_by
 
     def refuse(self, monkeypatch: Any) -> None:
         """Put the watched methods and the disk that can refuse in place."""
@@ -107,7 +107,7 @@ class Script:
                 raise OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
             act(*arguments)
 
-        monkeypatch.setattr(editing, "prepare_method", self.prepare)
+        monkeypatch.setattr(editing, "prepared", self.prepare)
         monkeypatch.setattr(blobs, "flush", full_for_blobs)
         monkeypatch.setattr(stored, "_act", full_for_rows)
 

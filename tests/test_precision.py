@@ -96,8 +96,8 @@ def test_a_small_edit_is_not_rounded_away_while_it_is_attached(kind):
 @pytest.mark.parametrize("name", LEARNING)
 def test_an_overflow_in_float16_ends_the_edit_and_leaves_no_trace(name):
     broken = models.model.__wrapped__("llama").half()
-    broken.model.norm.weight.fill_(6e4)  # logits past 65,504
     handle = wrap(broken, models.tokenizer(), "overflows")
+    broken.model.norm.weight.fill_(6e4)  # logits past 65,504
     before = state(broken)
     with pytest.raises(Diverged, match="diverged"):
         edited(name, handle)
