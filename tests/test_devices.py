@@ -29,7 +29,8 @@ def halved():
         model = models.model.__wrapped__("llama")
         shards.halved(model, _block_list(model, model.config.get_text_config())[1])
         handle = wrap(model, models.tokenizer(), "halved")
-    handle.memory |= {"pace": (1e-3, 1e-2), "pace of writing": 1e-2}  # there is no clock of a device that is only pretended
+    # There is no clock of a device that is only pretended.
+    handle.memory |= {"pace": (1e-3, 1e-2), "pace of writing": 1e-2}
     return handle
 
 
