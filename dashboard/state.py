@@ -105,7 +105,7 @@ def start_session() -> None:
     """Go on in a fresh session with what is typed; for callbacks only."""
     fresh = secrets.token_urlsafe(16)
     resources.drafts().keep(fresh, {name: text(name) for name in (PROMPT, TARGET, METHOD)})
-    st.query_params["session"] = fresh
+    go_to(fresh)
 
 
 def go_to(session: str) -> None:

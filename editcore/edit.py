@@ -187,7 +187,7 @@ def run_edits(
             seconds = Seconds(edit_seconds, first.seconds + time.monotonic() - began, waited)
             results = measure.compare(first.probes, first.readings, after)
             told = _report(handle, made, request, patch, seconds, results, generate, work.notes, peak_memory)
-            guessed = not told.took and _guessed(made, chosen_by)
+            guessed = told.advice == made.remedy and _guessed(made, chosen_by)
             reports.append(replace(told, advice=f"{LOOK} {told.advice}") if guessed else told)
     return patch, tuple(reports)
 
