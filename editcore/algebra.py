@@ -16,6 +16,7 @@ from editcore.handle import Handle
 from editcore.method import Pass
 from editcore.resume import Change, Upper, reads_of
 from editcore.spans import Row
+from editcore.steps import Steps, adam
 
 NOT_ENOUGH = 0.7  # nats: a search that ends above this has not made the answer likely
 CONTEXT_LENGTHS = (4, 8)  # tokens of a sampled context
@@ -212,7 +213,6 @@ def search_values(
     original = outputs[0][:, 0].float()
     sizes = [y[first, 0].float().norm(dim=1) for y in outputs]
     deltas = [torch.zeros(len(wishes), y.shape[-1], device=y.device, requires_grad=True) for y in outputs]
-    optimiser = torch.optim.Adam(deltas, lr=dials.rate, betas=(dials.momentum, 0.999))
 
     def adding(delta: Tensor) -> Change:
         def change(_x: Tensor, y: Tensor) -> Tensor:
@@ -230,9 +230,10 @@ def search_values(
     places = torch.split(torch.arange(sum(map(len, reads))), [len(read) for read in reads])
     at_answer = torch.cat([p for i, p in enumerate(places) if i not in essences]).to(device)
     at_essence = torch.cat([p for i, p in enumerate(places) if i in essences]).to(device)
-    found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
     before: Tensor | None = None
-    for step in range(dials.steps):
+
+    def look() -> tuple[Tensor, Tensor]:
+        nonlocal before
         out = upper.run(*map(adding, deltas)).to(device)
         answers, said = out[at_answer], out[at_essence]
         before = said.detach() if before is None else before  # every delta is still zero in the first pass
@@ -242,8 +243,17 @@ def search_values(
         long = torch.stack([d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)]).sum(0)
         held = dials.kl * moved + dials.decay * long.to(device)
         unlike = weighted(means, asked.missed(answers)) if settles else torch.ones_like(missed)
-        # The host waits for the device here and nowhere else in a step.
-        reached, apart, wrong = torch.stack([missed + held, moved, unlike]).detach().tolist()
+        loss = (torch.where(unlike == 0, dials.eased, 1.0) * missed + held).sum()
+        return torch.stack([missed + held, moved, unlike]), loss
+
+    def bound() -> None:
+        for d, size in zip(deltas, sizes, strict=True):
+            d.mul_((dials.limit * size / d.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
+
+    search = Steps(handle, look, adam(handle, deltas, dials.rate, betas=(dials.momentum, 0.999)), bound)
+    found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
+    for step in range(dials.steps):
+        reached, apart, wrong = search.look().tolist()  # the host waits for the device here and nowhere else in a step
         open_ = [i for i in range(len(wishes)) if i not in found]
         listen(step + 1, sum(reached[i] for i in open_) / len(open_))
         if not all(math.isfinite(reached[i]) for i in open_):
@@ -256,12 +266,7 @@ def search_values(
                 found[i] = deltas[0][i].detach().clone(), reached[i], step
         if len(found) == len(wishes):
             break
-        optimiser.zero_grad(set_to_none=True)
-        (torch.where(unlike == 0, dials.eased, 1.0) * missed + held).sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        with torch.no_grad():
-            for d, size in zip(deltas, sizes, strict=True):
-                d.mul_((dials.limit * size / d.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
+        search.move()
     values = []
     for i, (start, count) in enumerate(zip(first, counts, strict=True)):
         mine, (change_, loss, steps) = slice(start, start + count - 1), found[i]

@@ -19,6 +19,7 @@ from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import reads_of
 from editcore.spans import Row
+from editcore.steps import Steps, adam
 
 STATE = 6  # times the matrix: its start, the value, a gradient, two moments, the change
 MOVED = 16  # times the matrix: what a pass, its gradient and Adam's step read and write of it
@@ -72,12 +73,22 @@ def descend(
     answers, asked = sum(len(r.answer) for r in rows), algebra.Answers(rows, handle.device)
     with handle.using([]):
         upper = passes(handle, site, (*rows, *beside), reads)
-        optimiser = torch.optim.Adam(list(values), lr=dials.rate, weight_decay=dials.weight_decay)
         before: Tensor | None = None
-        for step in range(dials.steps):
+
+        def look() -> tuple[Tensor, Tensor]:
+            nonlocal before
             out = upper.run(change)
             loss = asked.losses(out[:answers]).mean()
-            reached = float(loss.detach())
+            if not replay:
+                return loss, loss
+            before = out[answers:].detach() if before is None else before  # nothing has changed in the first pass
+            apart = torch.nn.functional.kl_div(out[answers:], before, log_target=True, reduction="batchmean")
+            return loss, loss + replay.weight * apart
+
+        optimiser = adam(handle, values, dials.rate, weight_decay=dials.weight_decay)
+        descent = Steps(handle, look, optimiser, project)
+        for step in range(dials.steps):
+            reached = float(descent.look())
             work.report(Progress("edit", step + 1, dials.steps, reached, "descending"))
             work.check()
             if not math.isfinite(reached):
@@ -86,16 +97,7 @@ def descend(
                 )
             if reached < dials.enough or step == dials.steps - 1:
                 break
-            if replay:
-                before = out[answers:].detach() if before is None else before  # nothing has changed in the first pass
-                loss = loss + replay.weight * torch.nn.functional.kl_div(
-                    out[answers:], before, log_target=True, reduction="batchmean"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                project()
+            descent.move()
 
 
 def tune_matrix(

@@ -22,6 +22,7 @@ from editcore.passes import passes
 from editcore.records import EXAMPLE_CHARACTERS
 from editcore.resume import reads_of
 from editcore.spans import Row
+from editcore.steps import Steps, adam
 from editcore.trace import Stop
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
@@ -121,14 +122,16 @@ def _step(handle: Handle, layer: int, ids: Tensor) -> Callable[[], None]:
     texts, site = [Row(tuple(row), 1) for row in ids.tolist()], handle.anatomy.site(layer)
     ready, answers = passes(handle, site, texts, [reads_of(t) for t in texts]), Answers(texts, handle.device)
     value = torch.zeros(site.d_out, device=site.device).requires_grad_(True)
-    optimiser = torch.optim.Adam([value], lr=1e-3)
+
+    def look() -> tuple[Tensor, Tensor]:
+        loss = answers.losses(ready.run(lambda _x, y: (y.float() + value).to(y.dtype))).mean()
+        return loss, loss
+
+    descent = Steps(handle, look, adam(handle, [value], 1e-3))
 
     def step() -> None:
-        loss = answers.losses(ready.run(lambda _x, y: (y.float() + value).to(y.dtype))).mean()
-        float(loss.detach())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        float(descent.look())
+        descent.move()
 
     return step
 

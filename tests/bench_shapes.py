@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from editcore import forecast, measure, pace
+from editcore import forecast, measure, pace, statistics
 from editcore.bench import counterfactuals
 from editcore.edit import check_request
 from editcore.handle import Handle
@@ -45,6 +45,8 @@ LINE = (
     f" {'expected':>8}"
     f" {'random':>8} {'peak MB':>8} {'expected':>8} {'patch B':>10} {'exact':>5}"
 )
+ON_GPU = f" {'x limit':>7} {'written':>8} {'x weights':>9}"  # seconds of steps as written; what is held in all
+HELD = ("moment", "spectrum", "editor", "ready")  # what a method reads once, and keeps
 
 
 def peak(device: torch.device, job: Callable[[], Any]) -> tuple[int, Any]:
@@ -87,9 +89,12 @@ def edits(
     Args:
         own: the model is one of random weights, with the settings of this bench.
     """
-    rows, bandwidth = {}, pace.bandwidth(handle.device)
+    rows, bandwidth, on_gpu = {}, pace.bandwidth(handle.device), handle.device.type == "cuda"
+    weights = sum(p.numel() * p.element_size() for p in handle.model.parameters())
     for name in (m.name for m in METHODS if m.name in names and m.name not in LEFT_OUT):
-        fewer = {"steps": FEWER[name]} if own and handle.device.type == "cpu" and name in FEWER else {}
+        if on_gpu:
+            forget(handle)
+        fewer = {"steps": FEWER[name]} if own and not on_gpu and name in FEWER else {}
         method = prepare_method(name, handle, {**(FLOORS_OWN.get(name, {}) if own else {}), **fewer})
         if own:
             shapes.measured(handle, home, method)
@@ -122,9 +127,21 @@ def edits(
             with torch.inference_mode(False):
                 agreed(name, ours(), floor())
                 row["seconds"], row["floor"] = in_turn(repeats, ours, floor)
+        if on_gpu:
+            row["held"] = torch.cuda.max_memory_allocated(handle.device) / weights
+            handle.memory["recordable"] = False
+            (row["written"],) = in_turn(1, ours)
+            del handle.memory["recordable"]
         rows[name] = row
         print(line(name, row), flush=True)
     return rows
+
+
+def forget(handle: Handle) -> None:
+    """Lets go of what methods keep on the device."""
+    for key in [k for k in handle.memory if isinstance(k, tuple) and k[0] in HELD]:
+        del handle.memory[key]
+    torch.cuda.empty_cache()
 
 
 def timed(*jobs: Callable[[], Any]) -> list[float]:
@@ -156,7 +173,9 @@ def line(name: str, r: dict[str, Any]) -> str:
     seconds += f" {r['first']:8.3f} {r['expected first'] / r['first']:7.2f}x"
     seconds += f" {r['random']:7.2f}x" if "random" in r else f" {'':8}"
     memory = f"{r['peak'] / 1e6:8.1f} {r['expected peak'] / max(1, r['peak']):7.2f}x"
-    return f"{name:10} {seconds} {memory} {r['patch']:10d} {'yes' if r['patch'] == r['expected patch'] else 'NO':>5}"
+    more = f" {r['seconds'] / r['limit']:7.2f} {r['written']:8.3f} {r['held']:9.2f}" if "held" in r else ""
+    exact = "yes" if r["patch"] == r["expected patch"] else "NO"
+    return f"{name:10} {seconds} {memory} {r['patch']:10d} {exact:>5}{more}"
 
 
 def probes(handle: Handle, repeats: int) -> tuple[float, float, float]:
@@ -176,19 +195,38 @@ def probed(seconds: float, each: float, tokens: float) -> str:
     return f"4 paraphrases and 8 probes, both passes: {seconds:.2f} s, {each:.0f} probes/s, {tokens:.0f} tokens/s"
 
 
+def read(handle: Handle) -> tuple[int, float, float, int]:
+    """Statistics of the matrices MEMIT reads, text written by the model included: how many; seconds told and taken;
+    tokens.
+    """
+    sites = prepare_method("memit", handle).measured(handle)
+    expected = statistics.seconds_to_wait(handle, sites, None)
+    (taken,) = timed(lambda: statistics.moments(handle, sites))
+    return len(sites), expected, taken, statistics.moment(handle, sites[0]).tokens
+
+
+def told(matrices: int, expected: float, taken: float, tokens: int) -> str:
+    """What `read` gives, as text."""
+    return f"statistics of {matrices} matrices from {tokens} tokens: {taken:.1f} s ({expected:.1f} expected)"
+
+
 def shape(name: str, home: Path, repeats: int, names: Sequence[str]) -> dict[str, Any]:
     """One shape, printed as it comes; on a GPU only where there is one."""
     if name in shapes.ON_GPU and not torch.cuda.is_available():
         print(f"\n{name}: not measured: no CUDA device")
         return {}
     began = time.perf_counter()
-    handle = shapes.build(name, home)
+    handle = shapes.build(name, home, editors=names)
     info = handle.info()
     size = f"{info.parameters / 1e6:.0f} M parameters, {info.bytes / 1e9:.2f} GB in {info.dtype} on {info.device}"
     print(f"\n{name}: {size}, {torch.get_num_threads()} threads, built in {time.perf_counter() - began:.0f} s")
     print(f"copy bandwidth {pace.bandwidth(handle.device) / 1e9:.1f} GB/s, read and written")
-    print(LINE)
-    found: dict[str, Any] = {"edits": edits(handle, home, repeats, names)}
+    found: dict[str, Any] = {}
+    if handle.device.type == "cuda":
+        found["statistics"] = read(handle)
+        print(told(*found["statistics"]))
+    print(LINE + (ON_GPU if handle.device.type == "cuda" else ""))
+    found["edits"] = edits(handle, home, repeats, names)
     found["probes"], each, tokens = probes(handle, repeats)
     print(probed(found["probes"], each, tokens))
     return found

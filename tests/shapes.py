@@ -7,6 +7,7 @@ made-up tokens behind its own until there is one for each row of the embedding t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,18 @@ ON_GPU = ("gpt2-xl", "gpt-j-6b", "llama-3-8b")
 MADE_UP = 512  # keys a made-up second moment is the mean of
 
 
-def build(name: str, home: Path, device: torch.device | None = None) -> Handle:
-    """A random model of that shape, ready for every method that needs no example texts; its files go into `home`."""
+def build(name: str, home: Path, device: torch.device | None = None, editors: Sequence[str] | None = None) -> Handle:
+    """A random model of that shape, ready for every method that needs no example texts; its files go into `home`.
+
+    Args:
+        editors: make those of these methods only.
+    """
     device = device or torch.device("cuda" if name in ON_GPU else "cpu")
     kind, arguments = SHAPES[name]
     handle = of_config(getattr(transformers, kind)(**{**arguments, "pad_token_id": 0}), name, device)
     handle.home = home
     _text(handle, home)
-    _editors(handle, home)
+    _editors(handle, home, editors)
     return handle
 
 
@@ -85,10 +90,11 @@ def _text(handle: Handle, home: Path) -> None:
     corpus.store(handle, home, file)
 
 
-def _editors(handle: Handle, home: Path) -> None:
+def _editors(handle: Handle, home: Path, wanted: Sequence[str] | None) -> None:
     """Editors as they are before training; their steps are 1, so that nothing they do vanishes in rounding."""
     for method in METHODS:
-        if not (issubclass(method, GradientMethod) or method.name == "serac"):
+        learns = issubclass(method, GradientMethod) or method.name == "serac"
+        if not learns or (wanted is not None and method.name not in wanted):
             continue
         kind: Any = method.editor  # type: ignore[attr-defined]
         editor = kind([handle.anatomy.site(layer) for layer in kind.usual(handle.anatomy)])

@@ -179,6 +179,7 @@ def test_a_listener_that_raises_leaves_no_trace(name):
 def test_every_setting_says_what_it_is_and_keeps_its_bounds(kind):
     (info,) = [m for m in menu() if m.name == kind.name]
     handle = models.handle("gpt2")
+    made(kind.name, handle)  # what it learns from is there
     assert [d.name for d in info.settings] == [f.name for f in dataclasses.fields(kind)]
     assert info.title and info.sentence.endswith(".") and "arXiv" in info.paper
     for dial in info.settings:

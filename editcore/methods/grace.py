@@ -22,6 +22,7 @@ from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
 from editcore.spans import Row
+from editcore.steps import Steps, adam
 
 SAME = 1e-4  # keys closer than this, in lengths of the key, are one key read twice
 
@@ -134,7 +135,6 @@ class GRACE:
         index = torch.tensor(which, device=device)
         asks = index == torch.arange(len(own), device=device)[:, None]  # [entries, rows]
         values = torch.stack([entry.value for entry in own]).requires_grad_(True)
-        optimiser = torch.optim.Adam([values], lr=self.rate)
         asked, best, least = (
             algebra.Answers(rows, device),
             values.detach().clone(),
@@ -147,13 +147,19 @@ class GRACE:
         def change(_x: Tensor, y: Tensor) -> Tensor:
             return torch.where(here, values[index][:, None].to(y.dtype), y)
 
-        for step in range(self.steps):
+        def look() -> tuple[Tensor, Tensor]:
             losses = asked.losses(upper.run(change))
             with torch.no_grad():  # Adam at this rate overshoots: each entry keeps the best it saw
                 worst = torch.where(asks, losses.detach().to(device), 0.0).amax(1)
                 better = worst < least
-                best, least = torch.where(better[:, None], values.detach(), best), torch.where(better, worst, least)
-                reached, most = torch.stack([losses.mean(), least.max()]).tolist()
+                best.copy_(torch.where(better[:, None], values, best))
+                least.copy_(torch.where(better, worst, least))
+            loss = losses.mean()
+            return torch.stack([loss, least.max()]), loss
+
+        search = Steps(work.handle, look, adam(work.handle, [values], self.rate))
+        for step in range(self.steps):
+            reached, most = search.look().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))
             work.check()
             if not math.isfinite(reached):
@@ -162,9 +168,7 @@ class GRACE:
                 )
             if most < self.enough or step == self.steps - 1:
                 break
-            optimiser.zero_grad(set_to_none=True)
-            losses.mean().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            search.move()
         return best
 
 

@@ -22,6 +22,7 @@ from editcore.patch import Patch
 from editcore.records import EditRequest, Progress
 from editcore.resume import Upper, reads_of
 from editcore.spans import Row
+from editcore.steps import Steps
 from editcore.trace import capture
 
 OTHER_TOKENS = 12  # of an unrelated text: as long as a short question
@@ -140,19 +141,21 @@ class WISE:
         near_tokens, asked = _prompt_tokens(upper, rows), algebra.Answers(rows, device)
         unit = float((upper.y.float().norm(dim=-1) * near_tokens).sum() / near_tokens.sum()) if self.relative else 1.0
         alpha, beta, gamma = (unit * bound for bound in (self.alpha, self.beta, self.gamma))
-        for step in range(self.steps):
+
+        def look() -> tuple[Tensor, Tensor]:
             delta = torch.zeros(size, device=device).index_put((index,), values).reshape(site.d_out, site.d_in)
-
-            def change(x: Tensor, y: Tensor, delta: Tensor = delta) -> Tensor:
-                return (y.float() + x.float() @ delta.T).to(y.dtype)
-
-            answer = asked.losses(upper.run(change)).mean()
+            out = upper.run(lambda x, y: (y.float() + x.float() @ delta.T).to(y.dtype))
+            answer = asked.losses(out).mean()
             inside = excitement(upper.x, delta, near_tokens, self.window)
             outside = excitement(far, delta, far_tokens, self.window)
             margins = (outside - alpha).relu().mean() + (beta - inside).relu().mean()
             margins = margins + (outside - inside[:, None] + gamma).relu().mean()
             margins = margins.to(answer.device)
-            reached, apart = torch.stack([answer, margins]).detach().tolist()
+            return torch.stack([answer, margins]), answer + margins
+
+        training = Steps(work.handle, look, optimiser, lambda: values.clamp_(-self.limit, self.limit))
+        for step in range(self.steps):
+            reached, apart = training.look().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "training the side copy"))
             work.check()
             if not math.isfinite(reached + apart):
@@ -161,11 +164,7 @@ class WISE:
                 )
             if (reached < self.enough and apart <= 0) or step == self.steps - 1:
                 break
-            optimiser.zero_grad(set_to_none=True)
-            (answer + margins).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                values.clamp_(-self.limit, self.limit)
+            training.move()
         return values.detach(), index.int()
 
 

@@ -1,0 +1,127 @@
+"""The steps of a descent: look where it stands, then move on; on a GPU recorded once and played again.
+
+An edit reads a few short rows, so a step is some thousand small kernels that a host launches more slowly than a GPU
+runs them. The second step is therefore recorded as two CUDA graphs, which launch the same kernels on the same tensors
+at once: the numbers are the same, bit for bit. Where a step cannot be recorded, it is run as it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editcore.errors import is_out_of_memory
+from editcore.handle import Handle
+
+logger = logging.getLogger(__name__)
+POOL = "memory of recorded steps"  # a graph that is played no more: the next one is recorded into its memory
+
+
+class Steps:
+    """`look`, `move`, `look`, `move` ... over the same tensors.
+
+    Args:
+        look: gives what the host is to read of a step, and the loss. It does the same work each time, and what it
+            changes it changes in place.
+        optimiser: moves its parameters down the loss; see `adam`.
+        after: called after each move, under the same rule.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        look: Callable[[], tuple[Tensor, Tensor]],
+        optimiser: torch.optim.Optimizer,
+        after: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.handle, self.optimiser = handle, optimiser
+        self._job, self._after = look, after
+        self._values: list[Tensor] = [value for group in optimiser.param_groups for value in group["params"]]
+        self._told = self._loss = torch.zeros(())
+        self._taken = 0
+        self._records = recordable(handle)
+        self._looking: Any = None
+        self._moving: Any = None
+
+    def look(self) -> Tensor:
+        """What `look` gives the host."""
+        if self._taken and self._looking is None and self._records:  # the first step has made what is made once
+            self._looking = self._recorded(self._look)
+        _play(self._looking, self._look)
+        return self._told
+
+    def move(self) -> None:
+        """One step down the loss that was looked at last."""
+        if self._looking is not None and self._moving is None:
+            self._moving = self._recorded(self._move)
+            if self._moving is None:
+                self._looking = None
+                self._look()  # what was recorded of the gradient is gone
+        _play(self._moving, self._move)
+        self._taken += 1
+
+    def _look(self) -> None:
+        self._told, self._loss = self._job()
+        self._told = self._told.detach()
+
+    def _move(self) -> None:
+        found = torch.autograd.grad(self._loss, self._values)
+        for value, gradient in zip(self._values, found, strict=True):
+            value.grad = gradient
+        self.optimiser.step()
+        with torch.no_grad():
+            self._after()
+
+    def _recorded(self, job: Callable[[], None]) -> Any:
+        try:
+            return _record(self.handle, job)
+        except RuntimeError as error:
+            logger.warning("a step cannot be recorded: %s", error)
+            self._records = False
+            if not is_out_of_memory(error):  # which says nothing about the model; a step as it is written needs less
+                self.handle.memory["recordable"] = False
+            return None
+
+
+def adam(handle: Handle, values: Sequence[Tensor], rate: float, **dials: Any) -> torch.optim.Adam:
+    """Adam on `values`, ready for `Steps`: on a GPU it counts its own steps there."""
+    return torch.optim.Adam(list(values), lr=rate, capturable=on_one_gpu(handle), **dials)
+
+
+def on_one_gpu(handle: Handle) -> bool:
+    """True where all of the model is on one real CUDA device."""
+    return handle.device.type == "cuda" and torch.cuda.is_available() and len(handle.devices) == 1
+
+
+def recordable(handle: Handle) -> bool:
+    """True where a step may be recorded: not beside what decides by looking at a prompt."""
+    return bool(handle.memory.get("recordable", True)) and on_one_gpu(handle) and not handle.remembers
+
+
+def _play(recorded: Any, job: Callable[[], None]) -> None:
+    if recorded is None:
+        job()
+    else:
+        recorded.replay()
+
+
+def _record(handle: Handle, job: Callable[[], None]) -> Any:
+    """The job as a CUDA graph, not run yet; its tensors stay where they are for as long as they are held."""
+    graph, known = torch.cuda.CUDAGraph(), handle.memory.get(POOL)
+    stream: Any = torch.cuda.Stream(handle.device)  # type: ignore[no-untyped-call]
+    here = torch.cuda.current_stream(handle.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        pool = {} if known is None else {"pool": known.pool()}
+        graph.capture_begin(**pool, capture_error_mode="thread_local")  # others may use the device meanwhile
+        try:
+            job()
+        finally:
+            graph.capture_end()
+    here.wait_stream(stream)
+    handle.memory[POOL] = graph
+    return graph
