@@ -36,7 +36,7 @@ REQUEST = EditRequest(PROMPT, TARGET, SUBJECT)
 LEFT_OUT = ("ice", "ike")  # a text in front computes nothing
 # Settings under which floor and method do the same, and steps of what takes minutes on a CPU.
 FLOORS_OWN: dict[str, dict[str, Any]] = {
-    "rome": {"form": "wide"}, "grace": {"start": "warm"}, "wise": {"window": 1, "relative": True},
+    "rome": {"form": "wide", "key": "subject"}, "grace": {"start": "warm"}, "wise": {"window": 1, "relative": True},
 }  # fmt: skip
 FEWER = {"ft-replay": 2, "grace": 20, "wise": 5, "lora": 10, "ft": 10, "ft-l": 10}
 RANDOM = 9  # edits of the embedded model that are compared with what was expected of them
@@ -95,7 +95,7 @@ def edits(
         if on_gpu:
             forget(handle)
         fewer = {"steps": FEWER[name]} if own and not on_gpu and name in FEWER else {}
-        method = prepare_method(name, handle, {**(FLOORS_OWN.get(name, {}) if own else {}), **fewer})
+        method = prepare_method(name, handle, {**(FLOORS_OWN.get(name, {}) if own and not on_gpu else {}), **fewer})
         if own:
             shapes.measured(handle, home, method)
         request, work = check_request(handle, REQUEST, method), Work(handle, home=home)
