@@ -149,14 +149,24 @@ def ran_out(handle: Handle, method: Method | None, request: EditRequest | None) 
     """What a person is told when memory ran out in the middle."""
     there = free(handle.device)
     kept = "Nothing of it was kept, and the model is as it was."
-    if method is None or request is None:
+    needed = None if method is None or request is None else _needed(handle, method, request)
+    if method is None or request is None or needed is None:
         told = f"The memory of the device ran out; {human_bytes(there)} is free now."
         return OutOfMemory(told, kept, "Use fewer prompts, or free memory on this machine, and try again.")
-    needed = memory(handle, method.cost(handle, request), method)
     told = f"The memory of the device ran out: this edit needs about {human_bytes(needed)} beside the model, and"
     fits = ROOM * needed <= there
     help_ = "Something else took it meanwhile: try again." if fits else remedy(handle, method, request, there)
     return OutOfMemory(f"{told} {human_bytes(there)} is free now.", kept, help_)
+
+
+def _needed(handle: Handle, method: Method, request: EditRequest) -> int | None:
+    """`memory` of an edit; None where that cannot be told: what a gradient keeps is measured, which takes some too."""
+    try:
+        return memory(handle, method.cost(handle, request), method)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def lacking(handle: Handle, method: Method, request: EditRequest, needed: int, there: int) -> str:

@@ -20,7 +20,7 @@ from editcore.loading import Loaded, told
 
 
 def load(
-    name: str = WORLD_NAME,
+    name: str | Path = WORLD_NAME,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -41,6 +41,7 @@ def load(
     Raises:
         ModelError: it cannot be found, read or safely edited; the message says what to do.
     """
+    name = name if isinstance(name, str) else str(name.expanduser().absolute())
     spread = spread_over(device_map, device)
     chosen, why_device = choose_device(device)
     kind, why_dtype = choose_dtype(chosen, dtype)

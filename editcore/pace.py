@@ -30,7 +30,7 @@ FEW = 2, 4  # the same of a pass as short as those of a search: a product with o
 WRITTEN = 1, 4  # tokens written in what is timed
 TOLD = 10_000  # tokens of the embedded model's text that are timed
 SOLVED = 512  # width of the matrix whose eigenvectors are timed
-COPIED = 64_000_000  # bytes of the copy that is timed
+COPIED = {"cuda": (256_000_000, 8), "cpu": (64_000_000, 1)}  # bytes of the copy that is timed, and copies in a row
 CHARACTERS = 4.0  # of a token
 PASSES = 4.0  # forward, with backward counted as two, over every text of an example
 
@@ -82,8 +82,9 @@ def of(handle: Handle) -> Pace:
 
 def bandwidth(device: torch.device) -> float:
     """Bytes read and written in a second when a large tensor is copied."""
-    there, here = (torch.ones(COPIED // 4, device=device) for _ in range(2))
-    return 2 * COPIED / _least(device, lambda: here.copy_(there), 4)
+    size, count = COPIED["cuda" if device.type == "cuda" else "cpu"]
+    there, here = (torch.ones(size // 4, device=device) for _ in range(2))
+    return 2 * size * count / _least(device, lambda: [here.copy_(there) for _ in range(count)], 4)
 
 
 def _line(handle: Handle, job: Callable[[Tensor], Callable[[], object]], unread: int = 0) -> Line:

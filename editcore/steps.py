@@ -8,7 +8,8 @@ at once: the numbers are the same, bit for bit. Where a step cannot be recorded,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,25 +45,42 @@ class Steps:
         self._told = self._loss = torch.zeros(())
         self._taken = 0
         self._records = recordable(handle)
+        self._stream = _stream(handle) if self._records else None
         self._looking: Any = None
         self._moving: Any = None
 
     def look(self) -> Tensor:
         """What `look` gives the host."""
-        if self._taken and self._looking is None and self._records:  # the first step has made what is made once
-            self._looking = self._recorded(self._look)
-        _play(self._looking, self._look)
+        with self._aside():
+            if self._taken and self._looking is None and self._records:  # the first step has made what is made once
+                self._looking = self._recorded(self._look)
+            _play(self._looking, self._look)
         return self._told
 
     def move(self) -> None:
         """One step down the loss that was looked at last."""
-        if self._looking is not None and self._moving is None:
-            self._moving = self._recorded(self._move)
-            if self._moving is None:
-                self._looking = None
-                self._look()  # what was recorded of the gradient is gone
-        _play(self._moving, self._move)
+        with self._aside():
+            if self._looking is not None and self._moving is None:
+                self._moving = self._recorded(self._move)
+                if self._moving is None:
+                    self._looking = None
+                    self._look()  # what was recorded of the gradient is gone
+            _play(self._moving, self._move)
         self._taken += 1
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On a stream of its own: a gradient can be recorded only where its pass was, from the first step on."""
+        if self._stream is None:
+            yield
+            return
+        here = torch.cuda.current_stream(self.handle.device)
+        self._stream.wait_stream(here)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            here.wait_stream(self._stream)
 
     def _look(self) -> None:
         self._told, self._loss = self._job()
@@ -84,6 +102,7 @@ class Steps:
             self._records = False
             if not is_out_of_memory(error):  # which says nothing about the model; a step as it is written needs less
                 self.handle.memory["recordable"] = False
+                _let_go(self.handle)
             return None
 
 
@@ -102,6 +121,10 @@ def recordable(handle: Handle) -> bool:
     return bool(handle.memory.get("recordable", True)) and on_one_gpu(handle) and not handle.remembers
 
 
+def _stream(handle: Handle) -> Any:
+    return torch.cuda.Stream(handle.device)  # type: ignore[no-untyped-call]
+
+
 def _play(recorded: Any, job: Callable[[], None]) -> None:
     if recorded is None:
         job()
@@ -112,16 +135,19 @@ def _play(recorded: Any, job: Callable[[], None]) -> None:
 def _record(handle: Handle, job: Callable[[], None]) -> Any:
     """The job as a CUDA graph, not run yet; its tensors stay where they are for as long as they are held."""
     graph, known = torch.cuda.CUDAGraph(), handle.memory.get(POOL)
-    stream: Any = torch.cuda.Stream(handle.device)  # type: ignore[no-untyped-call]
-    here = torch.cuda.current_stream(handle.device)
-    stream.wait_stream(here)
-    with torch.cuda.stream(stream):
-        pool = {} if known is None else {"pool": known.pool()}
-        graph.capture_begin(**pool, capture_error_mode="thread_local")  # others may use the device meanwhile
-        try:
-            job()
-        finally:
-            graph.capture_end()
-    here.wait_stream(stream)
+    pool = {} if known is None else {"pool": known.pool()}
+    graph.capture_begin(**pool, capture_error_mode="thread_local")  # others may use the device meanwhile
+    try:
+        job()
+    finally:
+        graph.capture_end()
     handle.memory[POOL] = graph
     return graph
+
+
+def _let_go(handle: Handle) -> None:
+    """After a recording that broke off, its memory and the random numbers would count as being recorded for ever."""
+    handle.memory.pop(POOL, None)
+    drawn = torch.cuda.default_generators[torch.cuda._utils._get_device_index(handle.device, optional=True)]
+    fresh = torch.Generator(handle.device).manual_seed(drawn.initial_seed())
+    drawn.graphsafe_set_state(fresh.graphsafe_get_state())

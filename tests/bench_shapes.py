@@ -9,6 +9,7 @@ by the method on this model and, on the embedded model, the median over random e
 
 from __future__ import annotations
 
+import dataclasses
 import statistics as figures
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +97,8 @@ def edits(
             forget(handle)
         fewer = {"steps": FEWER[name]} if own and not on_gpu and name in FEWER else {}
         method = prepare_method(name, handle, {**(FLOORS_OWN.get(name, {}) if own and not on_gpu else {}), **fewer})
+        if own and hasattr(method, "enough"):
+            method = dataclasses.replace(method, enough=0.0)  # a search takes all its steps
         if own:
             shapes.measured(handle, home, method)
         request, work = check_request(handle, REQUEST, method), Work(handle, home=home)
