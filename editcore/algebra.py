@@ -16,7 +16,7 @@ from editcore.handle import Handle
 from editcore.method import Pass
 from editcore.resume import Change, Upper, reads_of
 from editcore.spans import Row
-from editcore.steps import Steps, adam
+from editcore.steps import First, Steps, adam
 
 NOT_ENOUGH = 0.7  # nats: a search that ends above this has not made the answer likely
 CONTEXT_LENGTHS = (4, 8)  # tokens of a sampled context
@@ -230,16 +230,14 @@ def search_values(
     places = torch.split(torch.arange(sum(map(len, reads))), [len(read) for read in reads])
     at_answer = torch.cat([p for i, p in enumerate(places) if i not in essences]).to(device)
     at_essence = torch.cat([p for i, p in enumerate(places) if i in essences]).to(device)
-    before: Tensor | None = None
+    before = First(handle, len(wishes))
 
     def look() -> tuple[Tensor, Tensor]:
-        nonlocal before
         out = upper.run(*map(adding, deltas)).to(device)
         answers, said = out[at_answer], out[at_essence]
-        before = said.detach() if before is None else before  # every delta is still zero in the first pass
         missed = weighted(means, asked.losses(answers))
         # KL(p_delta || p_0)
-        moved = torch.nn.functional.kl_div(before, said, log_target=True, reduction="none").sum(1)
+        moved = torch.nn.functional.kl_div(before.of(said), said, log_target=True, reduction="none").sum(1)
         long = torch.stack([d.norm(dim=1) / size**2 for d, size in zip(deltas, sizes, strict=True)]).sum(0)
         held = dials.kl * moved + dials.decay * long.to(device)
         unlike = weighted(means, asked.missed(answers)) if settles else torch.ones_like(missed)

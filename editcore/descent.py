@@ -19,7 +19,7 @@ from editcore.patch import Dense
 from editcore.records import EditRequest, Progress
 from editcore.resume import reads_of
 from editcore.spans import Row
-from editcore.steps import Steps, adam
+from editcore.steps import First, Steps, adam
 
 STATE = 6  # times the matrix: its start, the value, a gradient, two moments, the change
 MOVED = 16  # times the matrix: what a pass, its gradient and Adam's step read and write of it
@@ -73,16 +73,15 @@ def descend(
     answers, asked = sum(len(r.answer) for r in rows), algebra.Answers(rows, handle.device)
     with handle.using([]):
         upper = passes(handle, site, (*rows, *beside), reads)
-        before: Tensor | None = None
+        before = First(handle, sum(map(len, reads[len(rows) :])))
 
         def look() -> tuple[Tensor, Tensor]:
-            nonlocal before
             out = upper.run(change)
             loss = asked.losses(out[:answers]).mean()
             if not replay:
                 return loss, loss
-            before = out[answers:].detach() if before is None else before  # nothing has changed in the first pass
-            apart = torch.nn.functional.kl_div(out[answers:], before, log_target=True, reduction="batchmean")
+            kept = out[answers:]
+            apart = torch.nn.functional.kl_div(kept, before.of(kept), log_target=True, reduction="batchmean")
             return loss, loss + replay.weight * apart
 
         optimiser = adam(handle, values, dials.rate, weight_decay=dials.weight_decay)

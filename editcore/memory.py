@@ -217,7 +217,7 @@ class Gate:
         wide = x.reshape(rows, -1, x.shape[-1]).float()
         if self not in prompts.held:
             share = torch.stack([
-                excitement(wide, delta, prompts.tokens, window) / threshold
+                excitement(wide, delta, asked(prompts.tokens, window)) / threshold
                 for delta, threshold, window in zip(self.deltas, self.thresholds, self.windows, strict=True)
             ])  # fmt: skip
             best = share.max(0)
@@ -231,16 +231,26 @@ class Gate:
         return None if total is None else total.reshape(*x.shape[:-1], -1)
 
 
-def excitement(x: Tensor, delta: Tensor, tokens: Tensor, window: int = 0) -> Tensor:
-    """mean_t ||delta x_t|| [rows], fp32, for x [rows, tokens, d_in], over the last `window` of each row's `tokens`.
+@dataclass(frozen=True)
+class Asked:
+    """Tokens that are asked whether they excite a side copy, laid out once."""
 
-    Args:
-        tokens: [rows, tokens], bool.
-        window: 0 asks all of them.
-    """
+    line: Tensor  # row of each [tokens asked]
+    place: Tensor  # and where in it
+    tokens: Tensor  # which of all are asked [rows, tokens], bool
+
+
+def asked(tokens: Tensor, window: int = 0) -> Asked:
+    """The last `window` of each row's `tokens` [rows, tokens], bool; 0 asks all of them."""
     if window:
         behind = tokens.flip(1).cumsum(1).flip(1)  # real tokens from here on
         tokens = tokens & (behind <= window)
-    lengths = (x[tokens].float() @ delta.T).norm(dim=-1)  # of the tokens asked, row by row
-    total: Tensor = lengths.new_zeros(tokens.shape).masked_scatter(tokens, lengths).sum(1)
-    return total / tokens.sum(1)
+    line, place = torch.nonzero(tokens, as_tuple=True)
+    return Asked(line, place, tokens)
+
+
+def excitement(x: Tensor, delta: Tensor, of: Asked) -> Tensor:
+    """mean_t ||delta x_t|| [rows], fp32, over the tokens asked of x [rows, tokens, d_in]."""
+    lengths = (x[of.line, of.place].float() @ delta.T).norm(dim=-1)
+    total: Tensor = lengths.new_zeros(of.tokens.shape).index_put((of.line, of.place), lengths).sum(1)
+    return total / of.tokens.sum(1)

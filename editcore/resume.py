@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
 from editcore.prompts import reading
 from editcore.spans import Row
+from editcore.standins import Give, Note, Prefix, Skip
 from editcore.trace import Stop
 
 Change = Callable[[Tensor, Tensor], Tensor]  # input and output of a module -> its new output
@@ -39,36 +40,6 @@ def _cache_name(handle: Handle) -> str:
         known = inspect.signature(type(handle.model).forward).parameters
         handle.memory["cache name"] = "cache" if "cache" in known else "past_key_values"
     return str(handle.memory["cache name"])
-
-
-class _Prefix(DynamicCache):  # type: ignore[misc]
-    """Keys and values of the positions before the tail; hands them out and keeps nothing."""
-
-    def __init__(self, kept: dict[int, tuple[Tensor, Tensor]], length: int) -> None:
-        super().__init__()
-        self.kept, self.length = kept, length
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self.kept[layer_idx]
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-
-class _Skip(nn.Module):
-    """Stands in for a block that need not run: passes the hidden state on."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        for name, value in vars(block).items():  # some models ask a block what kind of attention it wants
-            if isinstance(value, str | int | float | bool) and not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden
 
 
 @dataclass(eq=False)
@@ -105,11 +76,13 @@ class Upper:
         if memory.get(refuted) or memory.get(proven, 0) >= length:
             self._first_pass()
             self.shortened, self.direct = not memory.get(refuted), memory.get(direct, False)
+            if self.direct:
+                self._calls = self._noted()
             return
         plain, moved = self._first_pass(check=True), self._tried(_louder)
         self.shortened = self._near(self._tried(_same), plain)
-        self.direct = self.shortened  # tried with what blocks were given for another state
-        self.direct = self.shortened and self._near(self._tried(_louder), moved)
+        self.direct = self.shortened and memory["behind the blocks"] is not None
+        self.direct = self.direct and self._near(self._tried(_louder), moved)
         memory[proven if self.shortened else refuted], memory[direct] = length, self.direct
 
     def _layout(self) -> None:
@@ -130,12 +103,21 @@ class Upper:
         allowed = torch.cat([before, causal], 2)[:, None]
         low = torch.finfo(h.dtype).min
         self._tail_mask = torch.zeros(allowed.shape, dtype=h.dtype, device=device).masked_fill(~allowed, low)
+        real = torch.arange(tail, device=device)[None] < (lengths - begin)[:, None]
+        self._real = torch.nonzero(real, as_tuple=True)  # row, and place in its tail
+        ends = torch.tensor([wanted[0] for wanted in self.reads], device=device)
+        self._prompts = torch.arange(self._ids.shape[1], device=device) <= ends[:, None]
         # Reads, flattened: which row, and where in the full row and in its tail.
         flat = [(b, p) for b, wanted in enumerate(self.reads) for p in wanted]
         self._read_row = torch.tensor([b for b, _ in flat], device=device)
-        self._read_full = [p for _, p in flat]
-        self._read_tail = [p - self.starts[b] for b, p in flat]
-        self._reads = self._read_row, torch.tensor(self._read_tail, device=device)
+        self._read_full = self._wanted([p for _, p in flat])
+        places = [p - self.starts[b] for b, p in flat]
+        self._read_tail, self._reads = self._wanted(places), (self._read_row, torch.tensor(places, device=device))
+
+    def _wanted(self, places: Sequence[int]) -> tuple[Any, Tensor]:
+        """Places whose logits a model is to keep, each once, and where each read is among them."""
+        wanted = sorted(set(places))
+        return self.handle.kept(wanted), torch.tensor([wanted.index(p) for p in places], device=self._ids.device)
 
     @property
     def first(self) -> int:
@@ -159,13 +141,17 @@ class Upper:
         def at_block(_m: nn.Module, _args: Any, out: Any) -> None:
             seen["out"] = out[0] if isinstance(out, tuple) else out
 
+        def last(_m: nn.Module, _args: Any, out: Any) -> None:
+            behind.clear()
+            seen["last"] = out[0] if isinstance(out, tuple) else out
+
         def stop(*_: Any) -> None:
             raise Stop
 
         def into_block(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["in"] = args[0] if args else kwargs["hidden_states"]
 
-        block = blocks[self.site.layer]
+        block, around = blocks[self.site.layer], self._around()
         hooks = [
             self.site.module.register_forward_hook(at_site),
             block.register_forward_hook(at_block),
@@ -173,12 +159,12 @@ class Upper:
         ]
         if self.beside is not None:
             hooks.append(self.beside.register_forward_hook(at_beside))
-        behind: list[nn.Module] = []
+        behind: list[tuple[nn.Module, Tensor, Tensor]] = []
         if not check:  # keys and values of the blocks above are wanted only for what stands before the tails
             hooks.append((blocks[-1] if self._prefix else block).register_forward_hook(stop))
         else:
-            hooks.append(blocks[-1].register_forward_hook(lambda *_: behind.clear()))
-            hooks += [m.register_forward_hook(lambda m, *_: behind.append(m)) for m in self._around()]
+            hooks.append(blocks[-1].register_forward_hook(last))
+            hooks += [m.register_forward_hook(lambda m, args, out: behind.append((m, *args[:1], out))) for m in around]
         plain, cache = None, DynamicCache(config=self.handle.model.config.get_text_config()) if self._prefix else None
         try:
             plain = self._call(self._ids, self._mask, None, cache, self._read_full, use_cache=self._prefix > 0)
@@ -197,8 +183,22 @@ class Upper:
         self._rest = self._hidden - self.y if self.first > self.site.layer else None
         self._kept = self._cut(cache) if self._prefix else {}
         if check:
-            self.handle.memory["behind the blocks"] = behind
+            chained = plain is not None and self._chained(seen["last"], behind, plain)
+            self.handle.memory["behind the blocks"] = [m for m, *_ in behind] if chained else None
         return plain
+
+    def _chained(self, hidden: Tensor, behind: Sequence[tuple[Any, ...]], plain: Tensor) -> bool:
+        """True where the modules behind the blocks, one after the other, are all there is up to the logits."""
+        keep, at = self._read_full
+        for entry in behind:
+            if len(entry) < 3 or not isinstance(entry[2], Tensor):
+                return False
+            _, given, out = entry
+            if not torch.equal(given, hidden) and not torch.equal(given, hidden[:, keep]):
+                return False
+            hidden = out
+        found = torch.log_softmax(hidden.to(self._ids.device)[self._read_row, at].float(), -1)
+        return found.shape == plain.shape and torch.equal(found, plain)
 
     def _tail(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Index of every row's tail, for tensors on that device."""
@@ -225,11 +225,10 @@ class Upper:
         mask: Tensor,
         positions: Tensor | None,
         cache: Any,
-        reads: Sequence[int],
+        reads: tuple[Any, Tensor],
         use_cache: bool = False,
     ) -> Tensor:
-        wanted = sorted(set(reads))
-        keep = self.handle.kept(wanted)
+        keep, at = reads
         more = {} if positions is None else {"position_ids": positions}
         if cache is not None:
             more[_cache_name(self.handle)] = cache
@@ -237,16 +236,11 @@ class Upper:
             out = self.handle.model(
                 input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more
             )
-        logits = out.logits.to(ids.device)
-        at = torch.tensor([wanted.index(p) for p in reads], device=ids.device)
-        return torch.log_softmax(logits[self._read_row, at].float(), -1)
+        return torch.log_softmax(out.logits.to(ids.device)[self._read_row, at].float(), -1)
 
     def _announced(self, ids: Tensor) -> AbstractContextManager[None]:
         """Says where the prompts end, in a pass over whole rows: each where its first logits are wanted."""
-        if ids is not self._ids:
-            return nullcontext()
-        ends = torch.tensor([wanted[0] for wanted in self.reads], device=ids.device)
-        return reading(torch.arange(ids.shape[1], device=ids.device) <= ends[:, None])
+        return reading(self._prompts) if ids is self._ids else nullcontext()
 
     def _tried(self, change: Change) -> Tensor | None:
         """What a shortened pass gives, if there can be one."""
@@ -320,7 +314,9 @@ class Upper:
     def _from(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """Log-probabilities at the reads when block `first` gets `hidden` [rows, tail, width]."""
         first = self.first if first is None else first
-        if self.direct and self._calls is not None:
+        if self.direct:
+            if self._calls is None:
+                self._calls = self._noted()
             for block, args, kwargs in self._calls[first - self.first :]:
                 out = block(hidden, *args, **kwargs)
                 hidden = out[0] if isinstance(out, tuple) else out
@@ -328,26 +324,23 @@ class Upper:
             for module in self.handle.memory["behind the blocks"]:
                 hidden = module(hidden)
             return torch.log_softmax(hidden[0].to(self._ids.device).float(), -1)
-        cache = _Prefix(self._kept, self._prefix) if self._prefix else None
-        noted = self._noted() if first == self.first else nullcontext()
-        with self._standing_in(hidden, first), noted:
-            return self._call(self._tail_ids, self._tail_mask, self._index, cache, self._read_tail)
+        with self._standing_in(hidden, first):
+            return self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
 
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Keeps what blocks are given while the block runs."""
+    @torch.no_grad()
+    def _noted(self) -> list[tuple[Any, ...]]:
+        """Each block from `first` on, with what the model gives it beside the state; none of them is run."""
         calls: list[tuple[Any, ...]] = []
-        self._calls = calls
+        anatomy = self.handle.anatomy
+        above = anatomy.blocks[self.first :]
+        noters = [Note(block, calls, block is above[-1]) for block in above]
+        others = nn.ModuleList([*map(Skip, anatomy.blocks[: self.first]), *noters])
+        with self._in_place_of_blocks(others), suppress(Stop):
+            self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
+        return calls
 
-        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((block, args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
-
-        hooks = [b.register_forward_pre_hook(note, with_kwargs=True) for b in self.handle.anatomy.blocks[self.first :]]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _cache(self) -> Any:
+        return Prefix(self._kept, self._prefix) if self._prefix else None
 
     def _unflattened(self, change: Change) -> Change:
         """`change` for a site that some families (OPT) run on [rows * tail, width]."""
@@ -365,15 +358,11 @@ class Upper:
             shape = (len(self.rows), self._ids.shape[1], -1)
             wide = y.reshape(shape)
             row, index = self._tail(y.device)
-            real = torch.arange(index.shape[1], device=y.device)[None] < self._tail_lengths().to(y.device)[:, None]
             new = change(x.reshape(shape)[row, index], wide[row, index])
-            b, t = torch.nonzero(real, as_tuple=True)
+            b, t = (place.to(y.device) for place in self._real)
             return wide.index_put((b, index[b, t]), new[b, t]).reshape(y.shape)
 
         return at_tail
-
-    def _tail_lengths(self) -> Tensor:
-        return torch.tensor([len(r) - s for r, s in zip(self.rows, self.starts, strict=True)], device=self._ids.device)
 
     @contextmanager
     def _hooked(self, change: Change, beside: Change | None) -> Iterator[None]:
@@ -398,10 +387,9 @@ class Upper:
     @contextmanager
     def _standing_in(self, hidden: Tensor, first: int) -> Iterator[None]:
         """Blocks below `first` are skipped and block `first` reads `hidden`; the model is whole again afterwards."""
-        anatomy = self.handle.anatomy
-        memory, whole = self.handle.memory, getattr(anatomy.holder, anatomy.attribute)
+        anatomy, memory = self.handle.anatomy, self.handle.memory
         if ("stands", first) not in memory:
-            stands = [_Skip(b) for b in anatomy.blocks[:first]]
+            stands = [Skip(b) for b in anatomy.blocks[:first]]
             memory[("stands", first)] = nn.ModuleList([*stands, *anatomy.blocks[first:]])
         short = memory[("stands", first)]
 
@@ -411,16 +399,25 @@ class Upper:
             return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
         if first == len(anatomy.blocks):  # nothing above: the last stand-in hands the state to the head
-            short, hook = nn.ModuleList([*short[:-1], _Give(hidden, anatomy.blocks[-1])]), None
+            short, hook = nn.ModuleList([*short[:-1], Give(hidden, anatomy.blocks[-1])]), None
         else:
             hook = anatomy.blocks[first].register_forward_pre_hook(feed, with_kwargs=True)
-        setattr(anatomy.holder, anatomy.attribute, short)
+        try:
+            with self._in_place_of_blocks(short):
+                yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    @contextmanager
+    def _in_place_of_blocks(self, others: nn.ModuleList) -> Iterator[None]:
+        anatomy = self.handle.anatomy
+        whole = getattr(anatomy.holder, anatomy.attribute)
+        setattr(anatomy.holder, anatomy.attribute, others)
         try:
             yield
         finally:
             setattr(anatomy.holder, anatomy.attribute, whole)
-            if hook is not None:
-                hook.remove()
 
 
 def _same(_x: Tensor, y: Tensor) -> Tensor:
@@ -431,15 +428,6 @@ def _same(_x: Tensor, y: Tensor) -> Tensor:
 def _louder(_x: Tensor, y: Tensor) -> Tensor:
     """A change that every later block notices."""
     return 1.25 * y
-
-
-class _Give(_Skip):
-    def __init__(self, hidden: Tensor, block: nn.Module) -> None:
-        super().__init__(block)
-        self.hidden = hidden
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.hidden
 
 
 def reads_of(row: Row) -> tuple[int, ...]:

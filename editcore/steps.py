@@ -1,8 +1,9 @@
 """The steps of a descent: look where it stands, then move on; on a GPU recorded once and played again.
 
 An edit reads a few short rows, so a step is some thousand small kernels that a host launches more slowly than a GPU
-runs them. The second step is therefore recorded as two CUDA graphs, which launch the same kernels on the same tensors
-at once: the numbers are the same, bit for bit. Where a step cannot be recorded, it is run as it is written.
+runs them. A step is therefore recorded as two CUDA graphs, which launch the same kernels on the same tensors at once:
+the numbers are the same, bit for bit. For the first descent on a model that is its second step, since the first makes
+what is made once; later it is the first. Where a step cannot be recorded, it is run as it is written.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,16 +45,17 @@ class Steps:
         self._job, self._after = look, after
         self._values: list[Tensor] = [value for group in optimiser.param_groups for value in group["params"]]
         self._told = self._loss = torch.zeros(())
-        self._taken = 0
+        self._taken = False
         self._records = recordable(handle)
-        self._stream = _stream(handle) if self._records else None
+        self._known = bool(handle.memory.get("recordable"))  # a step was recorded on this model
+        self._stream = _stream(handle.device) if self._records else None
         self._looking: Any = None
         self._moving: Any = None
 
     def look(self) -> Tensor:
         """What `look` gives the host."""
         with self._aside():
-            if self._taken and self._looking is None and self._records:  # the first step has made what is made once
+            if self._looking is None and self._records and (self._taken or self._known):
                 self._looking = self._recorded(self._look)
             _play(self._looking, self._look)
         return self._told
@@ -66,7 +69,7 @@ class Steps:
                     self._looking = None
                     self._look()  # what was recorded of the gradient is gone
             _play(self._moving, self._move)
-        self._taken += 1
+        self._taken = True
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -96,7 +99,7 @@ class Steps:
 
     def _recorded(self, job: Callable[[], None]) -> Any:
         try:
-            return _record(self.handle, job)
+            found = _record(self.handle, job)
         except RuntimeError as error:
             logger.warning("a step cannot be recorded: %s", error)
             self._records = False
@@ -104,11 +107,34 @@ class Steps:
                 self.handle.memory["recordable"] = False
                 _let_go(self.handle)
             return None
+        self.handle.memory["recordable"] = True
+        return found
+
+
+class First:
+    """What a pass gave in the first step, when nothing had changed yet; the same work in every step."""
+
+    def __init__(self, handle: Handle, rows: int) -> None:
+        width = handle.model.get_output_embeddings().weight.shape[0]
+        self._kept = torch.zeros(rows, int(width), device=handle.device)
+        self._open = torch.ones((), dtype=torch.bool, device=handle.device)
+
+    def of(self, now: Tensor) -> Tensor:
+        """The first `now` there was: log-probabilities [rows, vocabulary]."""
+        self._kept.copy_(torch.where(self._open, now.detach(), self._kept))
+        self._open.fill_(False)
+        return self._kept
 
 
 def adam(handle: Handle, values: Sequence[Tensor], rate: float, **dials: Any) -> torch.optim.Adam:
-    """Adam on `values`, ready for `Steps`: on a GPU it counts its own steps there."""
-    return torch.optim.Adam(list(values), lr=rate, capturable=on_one_gpu(handle), **dials)
+    """Adam on `values`, ready for `Steps`: on a GPU it counts its own steps there, and has room for its moments."""
+    if not on_one_gpu(handle):
+        return torch.optim.Adam(list(values), lr=rate, **dials)
+    made = torch.optim.Adam(list(values), lr=rate, capturable=True, **dials)
+    for value in values:  # what the first step would make: a recording would make it in every step
+        step = torch.zeros((), device=value.device)
+        made.state[value] = {"step": step, "exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
+    return made
 
 
 def on_one_gpu(handle: Handle) -> bool:
@@ -121,8 +147,10 @@ def recordable(handle: Handle) -> bool:
     return bool(handle.memory.get("recordable", True)) and on_one_gpu(handle) and not handle.remembers
 
 
-def _stream(handle: Handle) -> Any:
-    return torch.cuda.Stream(handle.device)  # type: ignore[no-untyped-call]
+@lru_cache(maxsize=16)
+def _stream(device: torch.device) -> Any:
+    """One for all descents: libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _play(recorded: Any, job: Callable[[], None]) -> None:

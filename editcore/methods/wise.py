@@ -15,7 +15,7 @@ from editcore import algebra, corpus, dials, subject
 from editcore.anatomy import Site
 from editcore.errors import Diverged
 from editcore.handle import Handle
-from editcore.memory import Side, excitement
+from editcore.memory import Side, asked, excitement
 from editcore.method import Cost, Pass, Work, made_by, setting
 from editcore.passes import trials
 from editcore.patch import Patch
@@ -114,7 +114,8 @@ class WISE:
             values, index = self._learn(work, site, upper, rows, far, far_tokens)
         part = Side(site.path, index, values, values.new_zeros(1), torch.tensor([self.window], device=site.device))
         bare = [sum(map(len, groups[:i])) for i in range(len(groups))]
-        found = excitement(upper.x, part.delta(site.d_in, site.d_out), _prompt_tokens(upper, rows), self.window)
+        prompts = asked(_prompt_tokens(upper, rows), self.window)
+        found = excitement(upper.x, part.delta(site.d_in, site.d_out), prompts)
         return made_by(self, handle, [replace(part, threshold=self.ratio * found[bare].min()[None])], requests)
 
     def _others(self, work: Work, site: Site) -> tuple[Tensor, Tensor]:
@@ -134,20 +135,20 @@ class WISE:
     ) -> tuple[Tensor, Tensor]:
         """What differs in the side copy [k], fp32, and where in the flattened matrix [k], int32."""
         device, size = site.device, site.d_in * site.d_out
-        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(work.handle.seed + self.seed))
-        index = drawn[: max(1, round(self.share * size))].sort().values.to(device)
+        index = self._drawn(work.handle, site)
         values = torch.zeros(len(index), device=device, requires_grad=True)
         optimiser = torch.optim.SGD([values], lr=self.rate, weight_decay=self.decay)
-        near_tokens, asked = _prompt_tokens(upper, rows), algebra.Answers(rows, device)
+        near_tokens, answers = _prompt_tokens(upper, rows), algebra.Answers(rows, device)
         unit = float((upper.y.float().norm(dim=-1) * near_tokens).sum() / near_tokens.sum()) if self.relative else 1.0
         alpha, beta, gamma = (unit * bound for bound in (self.alpha, self.beta, self.gamma))
+        near_asked, far_asked = asked(near_tokens, self.window), asked(far_tokens, self.window)
 
         def look() -> tuple[Tensor, Tensor]:
             delta = torch.zeros(size, device=device).index_put((index,), values).reshape(site.d_out, site.d_in)
             out = upper.run(lambda x, y: (y.float() + x.float() @ delta.T).to(y.dtype))
-            answer = asked.losses(out).mean()
-            inside = excitement(upper.x, delta, near_tokens, self.window)
-            outside = excitement(far, delta, far_tokens, self.window)
+            answer = answers.losses(out).mean()
+            inside = excitement(upper.x, delta, near_asked)
+            outside = excitement(far, delta, far_asked)
             margins = (outside - alpha).relu().mean() + (beta - inside).relu().mean()
             margins = margins + (outside - inside[:, None] + gamma).relu().mean()
             margins = margins.to(answer.device)
@@ -166,6 +167,17 @@ class WISE:
                 break
             training.move()
         return values.detach(), index.int()
+
+    def _drawn(self, handle: Handle, site: Site) -> Tensor:
+        """Which entries of the flattened matrix may differ, in rising order [k]; drawn once for a model."""
+        size = site.d_in * site.d_out
+        count = max(1, round(self.share * size))
+        key = ("drawn", size, count, self.seed)
+        if key not in handle.memory:
+            drawn = torch.randperm(size, generator=torch.Generator().manual_seed(handle.seed + self.seed))[:count]
+            handle.memory[key] = drawn.int().to(site.device).sort().values
+        found: Tensor = handle.memory[key]
+        return found.to(site.device).long()
 
 
 def _prompt_tokens(upper: Upper, rows: Sequence[Row]) -> Tensor:
