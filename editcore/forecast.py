@@ -21,6 +21,7 @@ import torch
 from editcore import corpus, pace, statistics, tuning
 from editcore.devices import free_memory as free
 from editcore.errors import OutOfMemory, is_out_of_memory
+from editcore.factors import bytes_of_factor
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Pass
 from editcore.records import EditReport, EditRequest
@@ -102,8 +103,10 @@ def _blocks(handle: Handle, some: Pass) -> float:
 
 def memory(handle: Handle, cost: Cost, method: Method) -> int:
     """Expected bytes over the loaded model at the peak; what was read for an earlier edit is there already."""
-    read = sum(8 * site.d_in**2 for site in method.measured(handle) if ("moment", site.path) not in handle.memory)
-    return read + cost.state + max((_kept(handle, some) for some in cost.passes), default=0)
+    widths = [site.d_in for site in method.measured(handle) if ("moment", site.path) not in handle.memory]
+    read = sum(map(bytes_of_factor, widths))
+    factorised = 2 * 8 * max(widths, default=0) ** 2  # a moment and its factor, both square
+    return read + max(factorised, cost.state + max((_kept(handle, some) for some in cost.passes), default=0))
 
 
 def _kept(handle: Handle, some: Pass) -> int:

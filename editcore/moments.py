@@ -24,6 +24,7 @@ from editcore import pace, statfiles
 from editcore.anatomy import Site
 from editcore.corpus import Text, is_written, row_length, rows_at_once
 from editcore.errors import Cancelled, Diverged
+from editcore.factors import RIDGE, factorise
 from editcore.handle import Handle
 from editcore.records import Progress
 from editcore.trace import capture
@@ -31,7 +32,6 @@ from editcore.trace import capture
 LEAST, MOST = 2.0, 10.0  # tokens for each entry of a key that an estimate is made from
 USUAL = 4.0  # tokens for each entry of a key that are expected to be enough
 GOOD = 1.75  # an excess that is good enough: at 1.6, S is within .005 of what 100 times more tokens give (README)
-RIDGE = 1e-4  # the least that is added to an estimate's diagonal, as a share of its mean
 USUAL_SHARE = 0.03  # added unless another share moves held-out keys much less: few tokens and many edit alike with it
 LARGER, SMALLER = (0.1, 1.0), (1e-2, RIDGE)  # tried one after the other while they move less
 MUCH_LESS = 0.05  # of what the usual share moves
@@ -84,21 +84,6 @@ class Sums:
     left: list[list[int]] = field(default_factory=list)  # rows of the piece before it that were not read yet
 
 
-def factorise(second: Tensor, shrinkage: float = RIDGE) -> Tensor:
-    """Lower Cholesky factor (fp64) of C + shrinkage tr(C)/m I."""
-    second = second.to(torch.float64, copy=True)  # changed in place: at 14,336 entries a copy is 1.6 GB
-    second.diagonal().add_(shrinkage * second.diagonal().mean())
-    factor: Tensor = torch.linalg.cholesky(second)
-    return factor
-
-
-def solve(factor: Tensor, columns: Tensor) -> Tensor:
-    """C^-1 K for columns K [d_in, n], fp64. Two triangular solves: `cholesky_solve` would copy the factor first."""
-    half = torch.linalg.solve_triangular(factor, columns, upper=False)
-    found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    return found
-
-
 def excess(second: Tensor, shrinkage: float, probes: Tensor, beside: Tensor) -> tuple[float, float]:
     """How much more an edit moves keys beside those C was read on, and log of how much that is (see the module).
 
@@ -113,7 +98,7 @@ def excess(second: Tensor, shrinkage: float, probes: Tensor, beside: Tensor) -> 
         LinAlgError: C is the moment of nothing.
     """
     columns = probes.double().T
-    directions = solve(factorise(second, shrinkage), columns)
+    directions = factorise(second, shrinkage).solve(columns)
     directions = directions / (columns * directions).sum(0).clamp_min(TINY)
     moved = (beside.double() @ directions).square().mean(0).clamp_min(TINY)
     met = (directions * (second @ directions)).sum(0).clamp_min(TINY)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from editcore import algebra, dials, passes, statistics, subject
 from editcore.anatomy import Site
+from editcore.factors import bytes_of_factor
 from editcore.handle import Handle
 from editcore.method import Cost, Method, Pass, Work, made_by
 from editcore.patch import LowRank, Patch
@@ -138,7 +139,7 @@ def cost(method: dials.Searching, handle: Handle, request: EditRequest, inside: 
     about = len(subject.FRAMES) if method.key == "subject" else method.contexts
     keys = [Pass(1 + about, at + 1 + (0 if method.key == "subject" else further), 0, site.layer) for site in places]
     again = [Pass(1, at + 1, 0, last) for _ in places[1:]]
-    squares = [8 * site.d_in**2 for site in method.measured(handle)]
+    squares = [bytes_of_factor(site.d_in) for site in method.measured(handle)]
     search = Pass(rows, tail, first, None, reads, method.steps, backward=True, before=at + further)
     read = (Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1), search, *keys, *again)
     once = (*algebra.sampling(handle, method.contexts), *passes.trials(handle, search))

@@ -12,19 +12,9 @@ from torch import Tensor
 from editcore import corpus, statfiles
 from editcore.anatomy import Site
 from editcore.errors import is_out_of_memory
+from editcore.factors import RIDGE, Factor, factorise
 from editcore.handle import Handle
-from editcore.moments import (
-    GOOD,
-    RIDGE,
-    USUAL_SHARE,
-    Bounds,
-    Estimate,
-    bounds,
-    estimate,
-    factorise,
-    seconds_expected,
-    solve,
-)
+from editcore.moments import GOOD, USUAL_SHARE, Bounds, Estimate, bounds, estimate, seconds_expected
 from editcore.records import Progress
 
 
@@ -35,13 +25,13 @@ class Moment:
     site: str  # module path
     tokens: int  # key vectors it was estimated from
     source: str  # whose text
-    factor: Tensor  # lower Cholesky factor of C + shrinkage [d_in, d_in], fp64
+    factor: Factor  # of C + shrinkage
     shrinkage: float = RIDGE  # share of the mean eigenvalue added to the diagonal
     excess: float | None = None  # how much more held-out keys are moved than read ones (see `moments`); None: unknown
 
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 K for columns K [d_in, n], fp64."""
-        return solve(self.factor, keys.double().reshape(keys.shape[0], -1))
+        return self.factor.solve(keys.double().reshape(keys.shape[0], -1))
 
     @property
     def caution(self) -> str:
@@ -73,7 +63,8 @@ def null_space(handle: Handle, found: Moment, cut: float, relative: bool) -> Nul
     """The eigenvectors of C, before it was shrunk, whose eigenvalue is below `cut`, times the mean when `relative`."""
     key = ("spectrum", found.site)
     if key not in handle.memory:
-        values, vectors = torch.linalg.eigh(found.factor @ found.factor.T)
+        root = found.factor.whole()
+        values, vectors = torch.linalg.eigh(root @ root.T)
         handle.memory[key] = values - found.shrinkage / (1 + found.shrinkage) * values.mean(), vectors
     values, vectors = handle.memory[key]  # in rising order: what is used stands behind what is not
     size = int((values < cut * (values.mean() if relative else 1.0)).sum())
@@ -170,14 +161,16 @@ def _kept(handle: Handle, site: Site, home: Path | None) -> Moment | None:
     """From a file, unless none is whole: the next file, or a new estimate, takes a damaged one's place."""
     for file in _files(handle, site, home):
         tensors, about = statfiles.load(file) or ({}, {})
-        second = tensors.get("second_moment")
         said = about.get("fingerprint", handle.fingerprint), about.get("module", site.path)
-        if said != (handle.fingerprint, site.path) or second is None or not statfiles.is_moment(second, site.d_in):
+        if said != (handle.fingerprint, site.path) or "second_moment" not in tensors:
+            continue
+        second = tensors.pop("second_moment").to(site.device)  # where it is looked at much sooner, if that is a GPU
+        if not statfiles.is_moment(second, site.d_in):
             continue
         try:
             tokens, shrinkage = int(about.get("tokens", 0)), float(about.get("shrinkage", RIDGE))
             excess = float(about["excess"]) if about.get("excess") else None
-            made = Estimate(second.to(site.device), tokens, shrinkage, excess)
+            made = Estimate(second, tokens, shrinkage, excess)
             return _factorised(site.path, made, about.get("source", ""))
         except (ValueError, RuntimeError) as error:  # not the moment of anything: no Cholesky factor
             if is_out_of_memory(error):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from editcore import algebra, corpus, moments, statistics
+from editcore import algebra, corpus, factors, moments, statistics
 from editcore.anatomy import Site
 from editcore.bench import average, counterfactuals
 from editcore.edit import Before, read_before, run_edit
@@ -85,7 +85,7 @@ def use(handle: Handle, made: dict[str, Estimate] | None) -> None:
     for key in [k for k in handle.memory if isinstance(k, tuple) and k[0] in ("moment", "spectrum")]:
         del handle.memory[key]
     for path, one in (made or {}).items():
-        factor = moments.factorise(one.second, one.shrinkage)
+        factor = factors.factorise(one.second, one.shrinkage)
         handle.memory["moment", path] = statistics.Moment(path, one.tokens, "", factor, one.shrinkage, one.excess)
 
 

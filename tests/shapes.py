@@ -19,9 +19,10 @@ from torch import Tensor
 
 from editcore import corpus, statistics, trained
 from editcore.assets import assets_root, world_dir
+from editcore.factors import RIDGE
 from editcore.handle import Handle
 from editcore.methods import METHODS
-from editcore.moments import RIDGE, Estimate
+from editcore.moments import Estimate
 from editcore.opening import wrap
 from editcore.trained import GradientMethod
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from editcore import algebra, corpus, moments, spans, statistics, subject
+from editcore import algebra, corpus, factors, moments, spans, statistics, subject
 from editcore.errors import Diverged
 from editcore.methods import Work, prepare_method
 from editcore.records import EditRequest
@@ -114,7 +114,7 @@ def test_the_wide_form_gives_the_subject_the_whole_change_and_other_words_next_t
 def test_fitting_every_key_is_a_ridge_regression():
     keys, wanted, wide = columns(6, 9, 30), columns(7, 9), columns(8, 30, 50)
     second = wide @ wide.T / 50
-    moment = statistics.Moment("w", 50, "", torch.linalg.cholesky(second))
+    moment = statistics.Moment("w", 50, "", factors.factorise(second, 0.0))
     slack = 0.3 * float((keys @ torch.linalg.solve(second, keys.T)).diagonal().mean())
     large = torch.linalg.solve(second + keys.T @ keys / slack, keys.T @ wanted / slack)
     assert (algebra.fit_all(moment.solve, keys, wanted, 0.3) - large).abs().max() < 1e-5
@@ -205,7 +205,7 @@ def test_values_searched_together_are_those_searched_alone(family):
 def test_the_small_ridge_solve_is_the_large_one():
     keys, wide = columns(1, 40, 3), columns(2, 40, 60)
     second = wide @ wide.T / 60
-    moment = statistics.Moment("w", 60, "", torch.linalg.cholesky(second))
+    moment = statistics.Moment("w", 60, "", factors.factorise(second, 0.0))
     for weight in (0.01, 5.0):
         large = torch.linalg.solve(weight * second + keys @ keys.T, keys)
         assert (algebra.ridge(moment.solve, keys, weight) - large).abs().max() < 1e-9
@@ -214,9 +214,22 @@ def test_the_small_ridge_solve_is_the_large_one():
     assert (torch.outer(write, read) - torch.ones(2, 1) @ one.T.float()).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("band", [1, 7, 40, 64])
+def test_a_factor_in_bands_solves_as_the_square_one_and_holds_what_is_told(monkeypatch, band):
+    wide, keys = columns(7, 40, 90), columns(8, 40, 3)
+    monkeypatch.setattr(factors, "BAND", band)
+    factor = factors.factorise(wide @ wide.T / 90, 0.03)
+    second = wide @ wide.T / 90
+    second = second + 0.03 * second.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    assert (factor.whole() @ factor.whole().T - second).abs().max() < 1e-12 and len(factor) == 40
+    assert (factor.solve(keys) - torch.linalg.solve(second, keys)).abs().max() < 1e-9
+    assert sum(t.numel() * t.element_size() for t in factor.bands) == factors.bytes_of_factor(40)
+    assert factor.bands[0].untyped_storage().nbytes() == factor.bands[0].nbytes  # no view of the square
+
+
 def test_the_small_null_space_solve_is_the_large_one_and_keeps_what_is_stored():
     new, old, wide = columns(3, 40, 3), columns(4, 40, 2), columns(5, 40, 12)
-    moment = statistics.Moment("w", 12, "", moments.factorise(wide @ wide.T))
+    moment = statistics.Moment("w", 12, "", factors.factorise(wide @ wide.T))
     handle = models.handle("gpt2")
     handle.memory.pop(("spectrum", "w"), None)
     unused = statistics.null_space(handle, moment, 1e-1, relative=False)
@@ -232,15 +245,15 @@ def test_the_small_null_space_solve_is_the_large_one_and_keeps_what_is_stored():
 def test_how_much_a_moment_is_shrunk_leaves_which_directions_are_free(relative):
     handle, wide = models.handle("gpt2"), columns(6, 40, 80) * torch.logspace(0, -1, 40, dtype=torch.float64)[:, None]
     sizes = []
-    for share in (moments.RIDGE, 0.03, 1.0):
+    for share in (factors.RIDGE, 0.03, 1.0):
         handle.memory.pop(("spectrum", "w"), None)
-        moment = statistics.Moment("w", 80, "", moments.factorise(wide @ wide.T / 80, share), share)
+        moment = statistics.Moment("w", 80, "", factors.factorise(wide @ wide.T / 80, share), share)
         sizes.append([statistics.null_space(handle, moment, cut, relative).size for cut in (0.02, 0.1, 0.3, 0.9)])
     assert sizes[0] == sizes[1] == sizes[2] and 0 < sizes[0][0] < sizes[0][1] < sizes[0][2] < 40
 
 
 def test_keys_that_cannot_be_told_apart_are_refused():
-    moment = statistics.Moment("w", 9, "", torch.eye(9, dtype=torch.float64))
+    moment = statistics.Moment("w", 9, "", factors.factorise(torch.eye(9), 0.0))
     with pytest.raises(Diverged, match="told apart"):
         algebra.ridge(moment.solve, torch.ones(9, 2), 0.0)
 
