@@ -23,7 +23,7 @@ from editcore.methods import METHODS, Work, prepare_method
 from editcore.opening import load, wrap
 from editcore.records import EditRequest
 from tests import models, shapes
-from tests.cases import ONE
+from tests.cases import ONE, TWO
 from tests.test_methods import made, state
 from tests.test_precision import EDITING, TOLERANCE, dials_of, losses
 
@@ -109,6 +109,19 @@ def test_recorded_steps_give_the_same_numbers_bit_for_bit(family, name, kind, mo
     for one, other, third in zip(played.parts, plain.parts, again.parts, strict=True):
         assert all(torch.equal(t, other.tensors[n]) for n, t in one.tensors.items())
         assert all(torch.equal(t, third.tensors[n]) for n, t in one.tensors.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_edit_of_a_model_in_bfloat16_is_the_second_one_too(family):
+    _, used = twice(family, torch.bfloat16)
+    there = wrap(used.model, used.tokenizer, family, GPU, "of this test", torch.bfloat16, "of this test")
+    method = made("rome", there, steps=7, enough=0.0)
+    first, second = (method.edit(Work(there), [ONE]) for _ in range(2))
+    method.edit(Work(there), [TWO])  # a recording of other lengths
+    third = method.edit(Work(there), [ONE])
+    for other in (second, third):
+        assert all(torch.equal(t, other.parts[0].tensors[n]) for n, t in first.parts[0].tensors.items())
+    assert there.memory["recordable"] is True
 
 
 def test_a_step_that_cannot_be_recorded_is_run_as_it_is_written():
