@@ -76,6 +76,8 @@ def counted(handle: Handle, method: Method, request: EditRequest, home: Path | N
         method = dataclasses.replace(method, steps=min(usual, method.steps))
     cost, found = method.cost(handle, request), pace.of(handle)
     once = sum(_seconds(handle, p, found) for p in cost.once) + _text(handle, cost.text, home)
+    stored = [site for site in method.measured(handle) if ("moment", site.path) not in handle.memory]
+    once += sum(pace.of_factor(handle, site.d_in) for site in stored if statistics.ready(handle, site, home))
     return sum(_seconds(handle, p, found) for p in cost.passes) + cost.moved / found.moved, once
 
 

@@ -5,6 +5,7 @@ Timed once for a handle, in passes whose result nobody reads.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ TRIED = 8, 16  # rows and tokens of the pass that is timed
 FEW = 2, 4  # the same of a pass as short as those of a search: a product with one row alone would be another kind
 WRITTEN = 1, 4  # tokens written in what is timed
 TOLD = 10_000  # tokens of the embedded model's text that are timed
-SOLVED = 512  # width of the matrix whose eigenvectors are timed
+SOLVED = {"cuda": 2048, "cpu": 512}  # width of the matrix whose eigenvectors are timed, and its factor
+HASHED = 1 << 22  # bytes
 COPIED = {"cuda": (256_000_000, 8), "cpu": (64_000_000, 1)}  # bytes of the copy that is timed, and copies in a row
 CHARACTERS = 4.0  # of a token
 PASSES = 4.0  # forward, with backward counted as two, over every text of an example
@@ -267,11 +269,27 @@ def of_text(handle: Handle, tokens: int) -> float:
 
 def of_eigenvectors(handle: Handle, width: int) -> float:
     """Seconds all eigenvectors of a symmetric matrix take, in fp64: as the cube of its width. Timed once."""
-    if "pace of eigenvectors" not in handle.memory:
-        some = torch.randn(SOLVED, SOLVED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        some = (some + some.T).to(handle.device)
-        handle.memory["pace of eigenvectors"] = _least(handle.device, lambda: torch.linalg.eigh(some), 1) / SOLVED**3
-    each: float = handle.memory["pace of eigenvectors"]
+    return _cubic(handle, "pace of eigenvectors", torch.linalg.eigh, width)
+
+
+def of_factor(handle: Handle, width: int) -> float:
+    """Seconds until a stored second moment is read and factorised; its file is looked over byte by byte. Timed once."""
+    if "pace of files" not in handle.memory:
+        some = bytes(HASHED)
+        seconds = _least(torch.device("cpu"), lambda: hashlib.sha256(some).digest(), 2)
+        handle.memory["pace of files"] = seconds / HASHED
+    each: float = handle.memory["pace of files"]
+    return 4 * width**2 * each + _cubic(handle, "pace of factors", torch.linalg.cholesky, width)
+
+
+def _cubic(handle: Handle, key: str, job: Callable[[Tensor], object], width: int) -> float:
+    """Seconds of a job on a positive matrix, fp64, as the cube of its width; timed once for a handle."""
+    if key not in handle.memory:
+        size = SOLVED["cuda" if handle.device.type == "cuda" else "cpu"]
+        some = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        some = (some @ some.T / size + torch.eye(size, dtype=torch.float64)).to(handle.device)
+        handle.memory[key] = _least(handle.device, lambda: job(some), 1) / size**3
+    each: float = handle.memory[key]
     return each * width**3
 
 
