@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from editcore.anatomy import Site
 from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
 from editcore.prompts import reading
 from editcore.spans import Row
-from editcore.standins import Give, Note, Prefix, Skip
+from editcore.standins import Give, Keys, Note, Prefix, Skip
 from editcore.trace import Stop
 
 Change = Callable[[Tensor, Tensor], Tensor]  # input and output of a module -> its new output
@@ -145,13 +144,16 @@ class Upper:
             behind.clear()
             seen["last"] = out[0] if isinstance(out, tuple) else out
 
+        def after(m: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            behind.append((m, *args[:1], out))
+
         def stop(*_: Any) -> None:
             raise Stop
 
         def into_block(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["in"] = args[0] if args else kwargs["hidden_states"]
 
-        block, around = blocks[self.site.layer], self._around()
+        block = blocks[self.site.layer]
         hooks = [
             self.site.module.register_forward_hook(at_site),
             block.register_forward_hook(at_block),
@@ -159,13 +161,17 @@ class Upper:
         ]
         if self.beside is not None:
             hooks.append(self.beside.register_forward_hook(at_beside))
-        behind: list[tuple[nn.Module, Tensor, Tensor]] = []
+        behind: list[tuple[Any, ...]] = []
         if not check:  # keys and values of the blocks above are wanted only for what stands before the tails
             hooks.append((blocks[-1] if self._prefix else block).register_forward_hook(stop))
         else:
             hooks.append(blocks[-1].register_forward_hook(last))
-            hooks += [m.register_forward_hook(lambda m, args, out: behind.append((m, *args[:1], out))) for m in around]
-        plain, cache = None, DynamicCache(config=self.handle.model.config.get_text_config()) if self._prefix else None
+            hooks += [
+                m.register_forward_hook(lambda m, args, out: behind.append((m, *args[:1], out))) for m in self._around()
+            ]
+        plain, config = None, self.handle.model.config.get_text_config()
+        ends = len(blocks) - 1 if not check and self.site.layer < len(blocks) - 1 else None
+        cache = Keys(ends, config=config) if self._prefix else None
         try:
             plain = self._call(self._ids, self._mask, None, cache, self._read_full, use_cache=self._prefix > 0)
         except Stop:
@@ -330,14 +336,17 @@ class Upper:
     @torch.no_grad()
     def _noted(self) -> list[tuple[Any, ...]]:
         """Each block from `first` on, with what the model gives it beside the state; none of them is run."""
-        calls: list[tuple[Any, ...]] = []
-        anatomy = self.handle.anatomy
-        above = anatomy.blocks[self.first :]
-        noters = [Note(block, calls, block is above[-1]) for block in above]
-        others = nn.ModuleList([*map(Skip, anatomy.blocks[: self.first]), *noters])
+        anatomy, memory = self.handle.anatomy, self.handle.memory
+        if ("notes", self.first) not in memory:
+            taken: list[tuple[Any, ...]] = []
+            above = anatomy.blocks[self.first :]
+            noters = [Note(block, taken, block is above[-1]) for block in above]
+            memory["notes", self.first] = nn.ModuleList([*map(Skip, anatomy.blocks[: self.first]), *noters]), taken
+        others, calls = memory["notes", self.first]
+        calls.clear()
         with self._in_place_of_blocks(others), suppress(Stop):
             self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
-        return calls
+        return list(calls)
 
     def _cache(self) -> Any:
         return Prefix(self._kept, self._prefix) if self._prefix else None

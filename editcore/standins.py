@@ -11,6 +11,20 @@ from transformers.cache_utils import DynamicCache
 from editcore.trace import Stop
 
 
+class Keys(DynamicCache):  # type: ignore[misc]
+    """Keys and values of every position; a pass made for them ends where the last block has given its own."""
+
+    def __init__(self, last: int | None, **how: Any) -> None:
+        super().__init__(**how)
+        self.last = last
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.last:
+            raise Stop
+        return found
+
+
 class Prefix(DynamicCache):  # type: ignore[misc]
     """Keys and values of the positions before the tail; hands them out and keeps nothing."""
 

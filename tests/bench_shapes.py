@@ -133,7 +133,7 @@ def edits(
         if on_gpu:
             row["held"] = torch.cuda.max_memory_allocated(handle.device) / weights
             handle.memory["recordable"] = False
-            (row["written"],) = in_turn(1, ours)
+            (row["written"],) = timed(ours)
             del handle.memory["recordable"]
         rows[name] = row
         print(line(name, row), flush=True)
