@@ -225,7 +225,7 @@ def shape(name: str, home: Path, repeats: int, names: Sequence[str]) -> dict[str
     print(f"\n{name}: {size}, {torch.get_num_threads()} threads, built in {time.perf_counter() - began:.0f} s")
     print(f"copy bandwidth {pace.bandwidth(handle.device) / 1e9:.1f} GB/s, read and written")
     found: dict[str, Any] = {}
-    if handle.device.type == "cuda":
+    if handle.device.type == "cuda" and "memit" in names:
         found["statistics"] = read(handle)
         print(told(*found["statistics"]))
     print(LINE + (ON_GPU if handle.device.type == "cuda" else ""))
