@@ -144,7 +144,7 @@ def counted(
     """
     row = handle.row_of(request)
     tokens, first = max(len(row.ids), length), site.layer + handle.anatomy.additive[site.layer]
-    every = Pass(1 + rows, tokens, first, None, len(row.answer) + rows * length, steps, backward=True)
+    every = Pass(1 + rows, tokens, first, None, len(row.answer) + rows * length, steps, backward=True, played=True)
     return Pass(1 + rows, tokens, 0, site.layer), every
 
 

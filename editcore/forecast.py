@@ -91,10 +91,17 @@ def _text(handle: Handle, tokens: int, home: Path | None) -> float:
 
 
 def _seconds(handle: Handle, some: Pass, found: pace.Pace) -> float:
-    """Of passes: the blocks that run, and what is read at the end of them."""
-    blocks, end = (found.blocks_back, found.step) if some.backward else (found.blocks, found.head)
-    read = end.of(some.reads) if some.last is None else 0.0
-    return some.times * (_blocks(handle, some) * blocks.of(some.rows * some.tokens) + read)
+    """Of passes: the blocks that run, and what is read at their end. To record a step takes as long as to run it."""
+    if some.backward:
+        later = found.played if some.played else found.back
+        return some.times * _step(handle, some, later) + _step(handle, some, found.back) * (later is not found.back)
+    read = found.head.of(some.reads) if some.last is None else 0.0
+    return some.times * (_blocks(handle, some) * found.blocks.of(some.rows * some.tokens) + read)
+
+
+def _step(handle: Handle, some: Pass, found: pace.Descent) -> float:
+    read = found.step.of(some.reads) if some.last is None else 0.0
+    return _blocks(handle, some) * found.blocks.of(some.rows * some.tokens) + read
 
 
 def _blocks(handle: Handle, some: Pass) -> float:

@@ -48,6 +48,7 @@ class Pass:
     times: int = 1
     backward: bool = False  # a gradient is taken, back to `first`
     before: int = 0  # tokens in front of each text whose keys and values are kept
+    played: bool = False  # steps of a descent: a GPU may play what it recorded (see `steps`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from editcore.passes import passes
 from editcore.records import EXAMPLE_CHARACTERS
 from editcore.resume import reads_of
 from editcore.spans import Row
-from editcore.steps import Steps, adam
+from editcore.steps import Steps, adam, as_written, recordable
 from editcore.trace import Stop
 
 TRIED = 8, 16  # rows and tokens of the pass that is timed
@@ -58,13 +58,21 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Descent:
+    """Seconds of a step of descent."""
+
+    blocks: Line  # of all blocks and the gradient through them
+    step: Line  # of the rest of it, whose loss reads so many places
+
+
+@dataclass(frozen=True)
 class Pace:
     """What a pass takes here; one of a descent is counted with its gradient, its loss and what moves the value."""
 
     blocks: Line  # of all blocks, with what stands around them
     head: Line  # of the head and its log-probabilities, at so many places
-    blocks_back: Line  # of all blocks and the gradient through them
-    step: Line  # of a descent's step beside the blocks, whose loss reads so many places
+    back: Descent  # with a gradient, as it is written
+    played: Descent  # the same in a descent's later steps, which a GPU may have recorded
     moved: float  # bytes read and written in a second by a copy
     kept: float  # bytes a token keeps until its gradient, in all blocks together
 
@@ -75,8 +83,10 @@ def of(handle: Handle) -> Pace:
         with torch.no_grad():
             head = _line(handle, lambda ids: partial(_head, handle, ids.numel()))
             blocks = _line(handle, lambda ids: partial(_pass, handle, ids)).less(head)
-        back, step = _descent(handle)
-        found = Pace(blocks, head, back, step, bandwidth(handle.device), _kept(handle))
+        with as_written(handle):
+            back = _descent(handle)
+        played = _descent(handle) if recordable(handle) else back
+        found = Pace(blocks, head, back, played, bandwidth(handle.device), _kept(handle))
         handle.memory["pace of passes"] = found
     known: Pace = handle.memory["pace of passes"]
     return known
@@ -111,13 +121,14 @@ def _head(handle: Handle, places: int) -> None:
     torch.log_softmax(head(state).float(), -1)
 
 
-def _descent(handle: Handle) -> tuple[Line, Line]:
+def _descent(handle: Handle) -> Descent:
     """Of all blocks in a step of descent, and of the rest of the step: steps from the first and from the last block."""
     top = len(handle.anatomy.blocks) - 1
     with torch.inference_mode(False), torch.enable_grad():
         whole, alone = (_line(handle, partial(_step, handle, layer)) for layer in (0, top))
         step = _line(handle, partial(_step, handle, top), unread=1)
-    return whole.less(alone).times((top + 1) / max(1, top)), step  # the first block has run when a descent begins
+    blocks = whole.less(alone).times((top + 1) / max(1, top))  # the first block has run when a descent begins
+    return Descent(blocks, step)
 
 
 def _step(handle: Handle, layer: int, ids: Tensor) -> Callable[[], None]:

@@ -343,10 +343,11 @@ class Upper:
             noters = [Note(block, taken, block is above[-1]) for block in above]
             memory["notes", self.first] = nn.ModuleList([*map(Skip, anatomy.blocks[: self.first]), *noters]), taken
         others, calls = memory["notes", self.first]
-        calls.clear()
         with self._in_place_of_blocks(others), suppress(Stop):
             self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
-        return list(calls)
+        found = list(calls)
+        calls.clear()  # what stands in for blocks is kept, what they were given is this pass's alone
+        return found
 
     def _cache(self) -> Any:
         return Prefix(self._kept, self._prefix) if self._prefix else None

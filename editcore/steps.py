@@ -3,7 +3,8 @@
 An edit reads a few short rows, so a step is some thousand small kernels that a host launches more slowly than a GPU
 runs them. A step is therefore recorded as two CUDA graphs, which launch the same kernels on the same tensors at once:
 the numbers are the same, bit for bit. For the first descent on a model that is its second step, since the first makes
-what is made once; later it is the first. Where a step cannot be recorded, it is run as it is written.
+what is made once; later it is the first. Where a step waits for the device, or cannot be recorded for another reason,
+it is run as it is written.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Steps:
     def look(self) -> Tensor:
         """What `look` gives the host."""
         with self._aside():
-            if self._looking is None and self._records and (self._taken or self._known):
+            if self._records and not self._taken and not self._known:
+                self._try()
+            elif self._records and self._looking is None:
                 self._looking = self._recorded(self._look)
             _play(self._looking, self._look)
         return self._told
@@ -97,18 +100,31 @@ class Steps:
         with torch.no_grad():
             self._after()
 
+    def _try(self) -> None:
+        """Looks, and takes a gradient nobody uses: what waits for the device is met before it can spoil a recording."""
+        try:
+            with _unwaiting():
+                self._look()
+                torch.autograd.grad(self._loss, self._values)
+        except RuntimeError as error:
+            self._refused(error)
+
     def _recorded(self, job: Callable[[], None]) -> Any:
         try:
             found = _record(self.handle, job)
         except RuntimeError as error:
-            logger.warning("a step cannot be recorded: %s", error)
-            self._records = False
-            if not is_out_of_memory(error):  # which says nothing about the model; a step as it is written needs less
-                self.handle.memory["recordable"] = False
+            self._refused(error)
+            if not is_out_of_memory(error):
                 _let_go(self.handle)
             return None
         self.handle.memory["recordable"] = True
         return found
+
+    def _refused(self, error: RuntimeError) -> None:
+        logger.warning("a step cannot be recorded: %s", error)
+        self._records = False
+        if not is_out_of_memory(error):  # which says nothing about the model; a step as it is written needs less
+            self.handle.memory["recordable"] = False
 
 
 class First:
@@ -151,6 +167,30 @@ def recordable(handle: Handle) -> bool:
 def _stream(device: torch.device) -> Any:
     """One for all descents: libraries keep a workspace for each."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def as_written(handle: Handle) -> Iterator[None]:
+    """Nothing is recorded while the block runs."""
+    known = handle.memory.get("recordable")
+    handle.memory["recordable"] = False
+    try:
+        yield
+    finally:
+        handle.memory.pop("recordable")
+        if known is not None:
+            handle.memory["recordable"] = known
+
+
+@contextmanager
+def _unwaiting() -> Iterator[None]:
+    """Raises RuntimeError where the host waits for the device while the block runs."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _play(recorded: Any, job: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from editcore import forecast, measure, pace, statistics
+from editcore import forecast, measure, pace, statistics, steps
 from editcore.bench import counterfactuals
 from editcore.edit import check_request
 from editcore.handle import Handle
@@ -132,9 +132,9 @@ def edits(
                 row["seconds"], row["floor"] = in_turn(repeats, ours, floor)
         if on_gpu:
             row["held"] = torch.cuda.max_memory_allocated(handle.device) / weights
-            handle.memory["recordable"] = False
-            (row["written"],) = timed(ours)
-            del handle.memory["recordable"]
+            with steps.as_written(handle):
+                (row["written"],) = timed(ours)
+        del patch  # it stands on the device
         rows[name] = row
         print(line(name, row), flush=True)
     return rows

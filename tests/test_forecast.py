@@ -83,9 +83,9 @@ def test_the_pace_counts_what_a_gradient_keeps(handle):
 
 def test_a_gradient_takes_longer_than_the_pass_it_is_taken_of(handle):
     found = pace.of(handle)
-    for line in (found.blocks, found.blocks_back, found.head, found.step):
+    for line in (found.blocks, found.back.blocks, found.head, found.back.step):
         assert line.of(8) > 0 and line.of(128) >= line.of(8)
-    assert found.blocks_back.of(128) > found.blocks.of(128) and found.step.of(128) > found.head.of(128)
+    assert found.back.blocks.of(128) > found.blocks.of(128) and found.back.step.of(128) > found.head.of(128)
 
 
 def test_what_is_made_once_is_expected_of_the_first_edit_alone(tmp_path):

@@ -89,7 +89,7 @@ class WISE:
         row, size, rows = handle.row_of(request), site.d_in * site.d_out, self.contexts + 1
         drawn, tokens = max(1, round(self.share * size)), len(row.ids) + algebra.context_tokens(self.contexts)
         first = site.layer + handle.anatomy.additive[site.layer]
-        search = Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True)
+        search = Pass(rows, tokens, first, None, rows * len(row.answer), self.steps, backward=True, played=True)
         passes = Pass(rows, tokens, 0, site.layer), Pass(self.others, OTHER_TOKENS, 0, site.layer), search
         once = (*algebra.sampling(handle, self.contexts), *trials(handle, search))
         text = corpus.missing(handle, OTHER_TOKENS * self.others)
