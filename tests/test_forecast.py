@@ -162,6 +162,18 @@ def test_memory_that_ran_out_is_told_from_other_faults(error, is_one):
     assert is_out_of_memory(error) is is_one
 
 
+def test_memory_that_is_gone_is_told_even_when_nothing_is_left_to_count_with(monkeypatch):
+    handle = models.handle.__wrapped__("gpt2")  # what a gradient keeps was not measured yet, and cannot be now
+
+    def refuse(_handle):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    monkeypatch.setattr(pace, "of", refuse)
+    rome, told = method(handle, "rome", contexts=2), "ran out.*is free now.*Nothing of it was kept"
+    with pytest.raises(OutOfMemory, match=told), forecast.enough(handle, rome, ASKED):
+        refuse(handle)
+
+
 @pytest.mark.parametrize("at", [1, 3, 6])
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 def test_memory_that_runs_out_in_the_middle_of_an_edit_leaves_the_model_as_it_was(handle, monkeypatch, kind, at):

@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,14 @@ def test_quantised_weights_are_refused_before_they_are_fetched(cache, monkeypatc
 )
 def test_a_name_that_is_none_is_told_from_one_that_is_not_there(name, said):
     assert said in refused(name).seen
+
+
+def test_a_folder_may_be_given_as_a_path(made, monkeypatch):
+    monkeypatch.chdir(made.parent)
+    named = {handles.load(name, device="cpu").fingerprint for name in (str(made), made, Path(made.name))}
+    assert len(named) == 1
+    with pytest.raises(ModelError, match="There is no folder"):
+        handles.load(Path("nowhere"))
 
 
 def test_a_folder_has_no_revisions(made):

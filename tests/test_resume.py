@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from editcore.anatomy import attention_output
+from editcore.opening import wrap
 from editcore.resume import Upper
 from tests import models
 
@@ -122,6 +123,17 @@ def test_a_pass_that_follows_another_equals_plain_passes(name, rows, block):
 @pytest.mark.parametrize("name", models.DENSE)
 def test_only_families_with_a_scale_behind_the_head_need_the_model_around_their_blocks(name):
     assert upper(name, 1).direct is (name not in WHOLE | SCALED)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", *sorted(SCALED)])
+def test_a_small_scale_behind_the_head_is_seen_in_half_precision_too(name, kind):
+    """Roundings there are larger than what the scale changes in a likely answer."""
+    handle = wrap(models.model.__wrapped__(name).to(kind), models.tokenizer(), name)
+    found = Upper(handle, handle.anatomy.site(1), *(tuple(part) for part in zip(*ROWS, strict=True)))
+    assert found.direct is (name not in SCALED)
+    first, second = (found.run(at_first(random_delta().to(kind))) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", models.DENSE)
