@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def test_only_this_machine_can_open_the_page_unless_told_otherwise(started):
     hosts = [word.partition("=")[2] for word in command if word.startswith("--server.allowedHosts")]
     assert set(hosts) == {"localhost", "127.0.0.1", "::1"}
     assert 'address = "127.0.0.1"' in (ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+
+
+def test_a_visitor_s_page_is_drawn_by_one_run_at_a_time():
+    """Two runs share what the page remembers, each under a lock of its own: one can undo a click the other was sent."""
+    runner = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))["runner"]
+    assert runner["fastReruns"] is False
 
 
 def test_a_page_for_others_without_a_password_is_warned_of(started, monkeypatch):
