@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from editcore import corpus, pace, statistics, tuning
+from editcore import corpus, pace, statistics, steps, tuning
 from editcore.devices import free_memory as free
 from editcore.errors import OutOfMemory, is_out_of_memory
 from editcore.factors import bytes_of_factor
@@ -151,6 +151,7 @@ def enough(handle: Handle, method: Method | None = None, request: EditRequest | 
         traceback.clear_frames(error.__traceback__)  # what broke off holds its tensors until then
         failed = True
     if failed:
+        steps.release(handle)
         gc.collect()
         if handle.device.type == "cuda":
             torch.cuda.empty_cache()

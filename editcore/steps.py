@@ -213,9 +213,15 @@ def _record(handle: Handle, job: Callable[[], None]) -> Any:
     return graph
 
 
+def release(handle: Handle) -> None:
+    """Gives back the memory that recorded steps keep for the next ones."""
+    handle.memory.pop(POOL, None)
+
+
 def _let_go(handle: Handle) -> None:
     """After a recording that broke off, its memory and the random numbers would count as being recorded for ever."""
-    handle.memory.pop(POOL, None)
-    drawn = torch.cuda.default_generators[torch.cuda._utils._get_device_index(handle.device, optional=True)]
+    release(handle)
+    index = torch.cuda.current_device() if handle.device.index is None else handle.device.index
+    drawn = torch.cuda.default_generators[index]
     fresh = torch.Generator(handle.device).manual_seed(drawn.initial_seed())
     drawn.graphsafe_set_state(fresh.graphsafe_get_state())
