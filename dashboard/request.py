@@ -165,7 +165,8 @@ def old_answer(prompt: str, form: Form, page: Frame) -> None:
     if not prompt or told is None:
         return
     who = "The base model answers" if page.view.edited else "Now it answers"
-    st.markdown(f"{who} **{plain(told['answer']) or 'nothing'}** ({percent(told['probability'])} sure)")
+    sure = f" ({percent(told['probability'])} sure)" if told["answer"] else ""  # of nothing no probability is known
+    st.markdown(f"{who} **{plain(told['answer']) or 'nothing'}**{sure}")
 
 
 def propose(prompt: str, target: str, form: Form) -> None:

@@ -140,6 +140,12 @@ def test_what_the_model_answers_now_is_read_from_it():
     assert "Theresa May" in words(filled(opened(steps=1)))
 
 
+def test_no_sureness_is_claimed_where_the_model_answers_nothing(monkeypatch):
+    monkeypatch.setitem(fake_engine.KNOWN, "What is beyond?", ("", "beyond"))
+    shown = words(filled(opened(steps=1), "What is beyond?", "Light"))
+    assert "answers **nothing**" in shown and "% sure" not in shown
+
+
 def test_the_line_before_the_click_tells_subject_tokens_and_place():
     shown = words(filled(opened(steps=1))).replace("\u2060", "")
     assert "Subject: **United Kingdom**" in shown and "c\\_proj" in shown
