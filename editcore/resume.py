@@ -11,11 +11,10 @@ with what the model gave them the first time, and then the norm and the head beh
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,19 +25,11 @@ from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
 from editcore.prompts import reading
 from editcore.spans import Row
-from editcore.standins import Give, Keys, Note, Prefix, Skip
+from editcore.standins import Give, Keys, Note, Prefix, Skip, cache_name
 from editcore.trace import Stop
 
 Change = Callable[[Tensor, Tensor], Tensor]  # input and output of a module -> its new output
 TOLERANCE = 2e-3  # largest difference of log-probabilities between the shortened and the plain pass, nats
-
-
-def _cache_name(handle: Handle) -> str:
-    """What a model calls the keys and values it is given; transformers changed the name in 5.24."""
-    if "cache name" not in handle.memory:
-        known = inspect.signature(type(handle.model).forward).parameters
-        handle.memory["cache name"] = "cache" if "cache" in known else "past_key_values"
-    return str(handle.memory["cache name"])
 
 
 @dataclass(eq=False)
@@ -100,23 +91,31 @@ class Upper:
         causal = torch.ones(tail, tail, dtype=torch.bool, device=device).tril()[None].expand(count, -1, -1)
         causal = causal & (index < lengths[:, None])[:, None, :] | torch.eye(tail, dtype=torch.bool, device=device)
         allowed = torch.cat([before, causal], 2)[:, None]
-        low = torch.finfo(h.dtype).min
-        self._tail_mask = torch.zeros(allowed.shape, dtype=h.dtype, device=device).masked_fill(~allowed, low)
-        real = torch.arange(tail, device=device)[None] < (lengths - begin)[:, None]
-        self._real = torch.nonzero(real, as_tuple=True)  # row, and place in its tail
-        ends = torch.tensor([wanted[0] for wanted in self.reads], device=device)
-        self._prompts = torch.arange(self._ids.shape[1], device=device) <= ends[:, None]
+        mask = torch.zeros(allowed.shape, dtype=h.dtype, device=device)
+        self._tail_mask = mask.masked_fill(~allowed, torch.finfo(h.dtype).min)
         # Reads, flattened: which row, and where in the full row and in its tail.
         flat = [(b, p) for b, wanted in enumerate(self.reads) for p in wanted]
-        self._read_row = torch.tensor([b for b, _ in flat], device=device)
-        self._read_full = self._wanted([p for _, p in flat])
         places = [p - self.starts[b] for b, p in flat]
-        self._read_tail, self._reads = self._wanted(places), (self._read_row, torch.tensor(places, device=device))
+        self._read_row = torch.tensor([b for b, _ in flat], device=device)
+        self._read_full, self._read_tail = self._wanted([p for _, p in flat]), self._wanted(places)
+        self._reads = self._read_row, torch.tensor(places, device=device)
 
     def _wanted(self, places: Sequence[int]) -> tuple[Any, Tensor]:
         """Places whose logits a model is to keep, each once, and where each read is among them."""
         wanted = sorted(set(places))
         return self.handle.kept(wanted), torch.tensor([wanted.index(p) for p in places], device=self._ids.device)
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, ...]:
+        """Row of every token of the tails, and its place there."""
+        found = [(b, t) for b, start in enumerate(self.starts) for t in range(len(self.rows[b]) - start)]
+        return tuple(torch.tensor(part, device=self._ids.device) for part in zip(*found, strict=True))
+
+    @cached_property
+    def _prompts(self) -> Tensor:
+        """Which tokens of the rows are their prompts' [rows, tokens]."""
+        ends = torch.tensor([wanted[0] for wanted in self.reads], device=self._ids.device)
+        return torch.arange(self._ids.shape[1], device=self._ids.device) <= ends[:, None]
 
     @property
     def first(self) -> int:
@@ -237,7 +236,7 @@ class Upper:
         keep, at = reads
         more = {} if positions is None else {"position_ids": positions}
         if cache is not None:
-            more[_cache_name(self.handle)] = cache
+            more[cache_name(self.handle)] = cache
         with self._announced(ids):
             out = self.handle.model(
                 input_ids=ids, attention_mask=mask, use_cache=use_cache, logits_to_keep=keep, **more

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from editcore.handle import Handle
 from editcore.trace import Stop
+
+
+def cache_name(handle: Handle) -> str:
+    """What a model calls the keys and values it is given; transformers changed the name in 5.24."""
+    if "cache name" not in handle.memory:
+        known = inspect.signature(type(handle.model).forward).parameters
+        handle.memory["cache name"] = "cache" if "cache" in known else "past_key_values"
+    return str(handle.memory["cache name"])
 
 
 class Keys(DynamicCache):  # type: ignore[misc]
