@@ -248,7 +248,7 @@ def search_values(
         for d, size in zip(deltas, sizes, strict=True):
             d.mul_((dials.limit * size / d.norm(dim=1).clamp_min(1e-12)).clamp(max=1.0)[:, None])
 
-    search = Steps(handle, look, adam(handle, deltas, dials.rate, betas=(dials.momentum, 0.999)), bound)
+    search = Steps(handle, look, adam(handle, deltas, dials.rate, betas=(dials.momentum, 0.999)), bound, upper.way)
     found: dict[int, tuple[Tensor, float, int]] = {}  # request -> delta, loss, steps
     for step in range(dials.steps):
         reached, apart, wrong = search.look().tolist()  # the host waits for the device here and nowhere else in a step

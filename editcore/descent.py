@@ -85,7 +85,7 @@ def descend(
             return loss, loss + replay.weight * apart
 
         optimiser = adam(handle, values, dials.rate, weight_decay=dials.weight_decay)
-        descent = Steps(handle, look, optimiser, project)
+        descent = Steps(handle, look, optimiser, project, upper.way)
         for step in range(dials.steps):
             reached = float(descent.look())
             work.report(Progress("edit", step + 1, dials.steps, reached, "descending"))

@@ -141,7 +141,7 @@ def _step(handle: Handle, layer: int, ids: Tensor) -> Callable[[], None]:
         loss = answers.losses(ready.run(lambda _x, y: (y.float() + value).to(y.dtype))).mean()
         return loss, loss
 
-    descent = Steps(handle, look, adam(handle, [value], 1e-3))
+    descent = Steps(handle, look, adam(handle, [value], 1e-3), way=ready.way)
 
     def step() -> None:
         float(descent.look())

@@ -24,6 +24,11 @@ from editcore.spans import Row
 class Passes(Protocol):
     """Rows ready to be run with a changed output of one site."""
 
+    @property
+    def way(self) -> str:
+        """How they are run: whole, from the first changed token on, or by calling the blocks directly."""
+        ...
+
     def run(self, change: Change) -> Tensor:
         """Log-probabilities [reads, vocabulary] (fp32) with the site's output changed; differentiable in the change."""
         ...
@@ -68,6 +73,11 @@ class _Apart:
         if self.kept and not self.site.encoder:
             encoder = self.handle.model.get_encoder()
             self._encoded = encoder(input_ids=self._layout.ids, attention_mask=self._layout.mask)
+
+    @property
+    def way(self) -> str:
+        """Decoder and encoder, or the decoder alone."""
+        return "both stacks" if self._encoded is None else "one stack"
 
     def run(self, change: Change) -> Tensor:
         def replace(_m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

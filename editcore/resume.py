@@ -118,6 +118,11 @@ class Upper:
         return torch.arange(self._ids.shape[1], device=self._ids.device) <= ends[:, None]
 
     @property
+    def way(self) -> str:
+        """See `passes.Passes`."""
+        return "direct" if self.direct else "shortened" if self.shortened else "whole"
+
+    @property
     def first(self) -> int:
         """The first block that runs in a shortened pass."""
         adds = self.block or self.handle.anatomy.additive[self.site.layer]

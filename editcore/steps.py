@@ -2,9 +2,9 @@
 
 An edit reads a few short rows, so a step is some thousand small kernels that a host launches more slowly than a GPU
 runs them. A step is therefore recorded as two CUDA graphs, which launch the same kernels on the same tensors at once:
-the numbers are the same, bit for bit. For the first descent on a model that is its second step, since the first makes
-what is made once; later it is the first. Where a step waits for the device, or cannot be recorded for another reason,
-it is run as it is written.
+the numbers are the same, bit for bit. For the first descent of a kind on a model that is its second step, since the
+first makes what is made once; later it is the first. Where a step waits for the device, or cannot be recorded for
+another reason, it is run as it is written.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from editcore.errors import is_out_of_memory
 from editcore.handle import Handle
 
 logger = logging.getLogger(__name__)
+WRITTEN = "steps as written"  # nothing is recorded on this model now
 POOL = "memory of recorded steps"  # a graph that is played no more: the next one is recorded into its memory
 
 
@@ -33,6 +34,7 @@ class Steps:
             changes it changes in place.
         optimiser: moves its parameters down the loss; see `adam`.
         after: called after each move, under the same rule.
+        way: how the rows are run (see `passes`): one that was recorded says nothing about another.
     """
 
     def __init__(
@@ -41,14 +43,16 @@ class Steps:
         look: Callable[[], tuple[Tensor, Tensor]],
         optimiser: torch.optim.Optimizer,
         after: Callable[[], object] = lambda: None,
+        way: str = "",
     ) -> None:
+        self._key = ("recordable", way)
         self.handle, self.optimiser = handle, optimiser
         self._job, self._after = look, after
         self._values: list[Tensor] = [value for group in optimiser.param_groups for value in group["params"]]
         self._told = self._loss = torch.zeros(())
         self._taken = False
-        self._records = recordable(handle)
-        self._known = bool(handle.memory.get("recordable"))  # a step was recorded on this model
+        self._records = recordable(handle) and handle.memory.get(self._key, True)
+        self._known = bool(handle.memory.get(self._key))  # such a step was recorded on this model
         self._stream = _stream(handle.device) if self._records else None
         self._looking: Any = None
         self._moving: Any = None
@@ -117,14 +121,14 @@ class Steps:
             if not is_out_of_memory(error):
                 _let_go(self.handle)
             return None
-        self.handle.memory["recordable"] = True
+        self.handle.memory[self._key] = True
         return found
 
     def _refused(self, error: RuntimeError) -> None:
         logger.warning("a step cannot be recorded: %s", error)
         self._records = False
         if not is_out_of_memory(error):  # which says nothing about the model; a step as it is written needs less
-            self.handle.memory["recordable"] = False
+            self.handle.memory[self._key] = False
 
 
 class First:
@@ -159,8 +163,8 @@ def on_one_gpu(handle: Handle) -> bool:
 
 
 def recordable(handle: Handle) -> bool:
-    """True where a step may be recorded: not beside what decides by looking at a prompt."""
-    return bool(handle.memory.get("recordable", True)) and on_one_gpu(handle) and not handle.remembers
+    """True where steps may be recorded: not beside what decides by looking at a prompt."""
+    return WRITTEN not in handle.memory and on_one_gpu(handle) and not handle.remembers
 
 
 @lru_cache(maxsize=16)
@@ -172,14 +176,11 @@ def _stream(device: torch.device) -> Any:
 @contextmanager
 def as_written(handle: Handle) -> Iterator[None]:
     """Nothing is recorded while the block runs."""
-    known = handle.memory.get("recordable")
-    handle.memory["recordable"] = False
+    handle.memory[WRITTEN] = True
     try:
         yield
     finally:
-        handle.memory.pop("recordable")
-        if known is not None:
-            handle.memory["recordable"] = known
+        del handle.memory[WRITTEN]
 
 
 @contextmanager

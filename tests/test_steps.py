@@ -26,7 +26,7 @@ class Recorder:
 
     def __init__(self, monkeypatch, fails=(), error: Exception | None = None) -> None:
         self.fails, self.error, self.recorded, self.played = fails, error, [], 0
-        monkeypatch.setattr(steps, "recordable", lambda handle: bool(handle.memory.get("recordable", True)))
+        monkeypatch.setattr(steps, "recordable", lambda handle: steps.WRITTEN not in handle.memory)
         monkeypatch.setattr(steps, "_stream", lambda handle: None)
         monkeypatch.setattr(steps, "_let_go", lambda handle: self.recorded.clear())
         monkeypatch.setattr(steps, "_record", self.record)
@@ -59,12 +59,13 @@ class Recording:
 @pytest.fixture
 def handle():
     handle: Handle = models.handle("llama")
-    handle.memory.pop("recordable", None)
+    known = dict(handle.memory)
     yield handle
-    handle.memory.pop("recordable", None)
+    for key in [k for k in handle.memory if k not in known]:
+        del handle.memory[key]
 
 
-def descended(handle: Handle, turns: int = 5) -> tuple[torch.Tensor, list[float]]:
+def descended(handle: Handle, turns: int = 5, way: str = "direct") -> tuple[torch.Tensor, list[float]]:
     """Where a descent ends, and the loss it saw at each step."""
     value, told = torch.tensor([3.0, -2.0], requires_grad=True), []
 
@@ -72,7 +73,7 @@ def descended(handle: Handle, turns: int = 5) -> tuple[torch.Tensor, list[float]
         loss = (value**2).sum()
         return loss, loss
 
-    descent = Steps(handle, look, adam(handle, [value], 0.1), lambda: value.clamp_(-2.5, 2.5))
+    descent = Steps(handle, look, adam(handle, [value], 0.1), lambda: value.clamp_(-2.5, 2.5), way)
     for _ in range(turns):
         told.append(float(descent.look()))
         descent.move()
@@ -101,9 +102,12 @@ def test_what_cannot_be_recorded_is_run_and_not_tried_again(handle, monkeypatch,
     recorder = Recorder(monkeypatch, [job], RuntimeError("operation not permitted when stream is capturing"))
     found, heard = descended(handle)
     assert torch.equal(found, wanted) and heard == told
-    assert handle.memory["recordable"] is False and not recorder.recorded
+    assert handle.memory["recordable", "direct"] is False and not recorder.recorded
     descended(handle)
     assert not recorder.recorded
+    recorder.fails = ()
+    descended(handle, way="whole")  # of which nothing is known yet
+    assert recorder.recorded == [LOOK, MOVE]
 
 
 @pytest.mark.parametrize("job", [TRY, LOOK, MOVE])
@@ -127,6 +131,23 @@ def test_a_method_may_record_its_steps(handle, monkeypatch, name):
     assert recorder.recorded == [LOOK, MOVE]
     for one, other in zip(found.parts, wanted.parts, strict=True):
         assert all(torch.equal(t, other.tensors[n]) for n, t in one.tensors.items())
+
+
+def test_a_way_that_was_recorded_says_nothing_about_another(handle, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    descended(handle)
+    recorder.fails, recorder.error = [TRY], RuntimeError("called a synchronizing CUDA operation")
+    descended(handle, way="whole")  # is tried before it is recorded
+    assert recorder.recorded == [LOOK, MOVE] and handle.memory["recordable", "whole"] is False
+
+
+def test_what_is_to_run_as_written_is_not_recorded(handle, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    with steps.as_written(handle):
+        descended(handle)
+    assert not recorder.recorded
+    descended(handle)
+    assert recorder.recorded == [LOOK, MOVE]
 
 
 def test_nothing_is_recorded_without_a_gpu(handle):

@@ -157,7 +157,7 @@ class GRACE:
             loss = losses.mean()
             return torch.stack([loss, least.max()]), loss
 
-        search = Steps(work.handle, look, adam(work.handle, [values], self.rate))
+        search = Steps(work.handle, look, adam(work.handle, [values], self.rate), way=upper.way)
         for step in range(self.steps):
             reached, most = search.look().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "searching for the new value"))

@@ -154,7 +154,7 @@ class WISE:
             margins = margins.to(answer.device)
             return torch.stack([answer, margins]), answer + margins
 
-        training = Steps(work.handle, look, optimiser, lambda: values.clamp_(-self.limit, self.limit))
+        training = Steps(work.handle, look, optimiser, lambda: values.clamp_(-self.limit, self.limit), upper.way)
         for step in range(self.steps):
             reached, apart = training.look().tolist()
             work.report(Progress("edit", step + 1, self.steps, reached, "training the side copy"))
