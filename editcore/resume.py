@@ -93,6 +93,8 @@ class Upper:
         allowed = torch.cat([before, causal], 2)[:, None]
         mask = torch.zeros(allowed.shape, dtype=h.dtype, device=device)
         self._tail_mask = mask.masked_fill(~allowed, torch.finfo(h.dtype).min)
+        real = [(b, t) for b, start in enumerate(self.starts) for t in range(len(self.rows[b]) - start)]
+        self._real = tuple(torch.tensor(part, device=device) for part in zip(*real, strict=True))  # row, place in tail
         # Reads, flattened: which row, and where in the full row and in its tail.
         flat = [(b, p) for b, wanted in enumerate(self.reads) for p in wanted]
         places = [p - self.starts[b] for b, p in flat]
@@ -104,12 +106,6 @@ class Upper:
         """Places whose logits a model is to keep, each once, and where each read is among them."""
         wanted = sorted(set(places))
         return self.handle.kept(wanted), torch.tensor([wanted.index(p) for p in places], device=self._ids.device)
-
-    @cached_property
-    def _real(self) -> tuple[Tensor, ...]:
-        """Row of every token of the tails, and its place there."""
-        found = [(b, t) for b, start in enumerate(self.starts) for t in range(len(self.rows[b]) - start)]
-        return tuple(torch.tensor(part, device=self._ids.device) for part in zip(*found, strict=True))
 
     @cached_property
     def _prompts(self) -> Tensor:
@@ -170,9 +166,7 @@ class Upper:
             hooks.append((blocks[-1] if self._prefix else block).register_forward_hook(stop))
         else:
             hooks.append(blocks[-1].register_forward_hook(last))
-            hooks += [
-                m.register_forward_hook(lambda m, args, out: behind.append((m, *args[:1], out))) for m in self._around()
-            ]
+            hooks += [m.register_forward_hook(after) for m in self._around()]
         plain, config = None, self.handle.model.config.get_text_config()
         ends = len(blocks) - 1 if not check and self.site.layer < len(blocks) - 1 else None
         cache = Keys(ends, config=config) if self._prefix else None
@@ -347,11 +341,12 @@ class Upper:
             noters = [Note(block, taken, block is above[-1]) for block in above]
             memory["notes", self.first] = nn.ModuleList([*map(Skip, anatomy.blocks[: self.first]), *noters]), taken
         others, calls = memory["notes", self.first]
-        with self._in_place_of_blocks(others), suppress(Stop):
-            self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
-        found = list(calls)
-        calls.clear()  # what stands in for blocks is kept, what they were given is this pass's alone
-        return found
+        try:
+            with self._in_place_of_blocks(others), suppress(Stop):
+                self._call(self._tail_ids, self._tail_mask, self._index, self._cache(), self._read_tail)
+            return list(calls)
+        finally:
+            calls.clear()  # what stands in for blocks is kept, what they were given is this pass's alone
 
     def _cache(self) -> Any:
         return Prefix(self._kept, self._prefix) if self._prefix else None

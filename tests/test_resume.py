@@ -8,6 +8,7 @@ import torch
 from editcore.anatomy import attention_output
 from editcore.opening import wrap
 from editcore.resume import Upper
+from editcore.standins import Note
 from tests import models
 
 # Rows of different lengths whose change begins at different tokens: (ids, first changed position, positions read).
@@ -175,6 +176,18 @@ def test_a_proven_pass_does_no_more_than_it_must():
     for hook in hooks:
         hook.remove()
     assert again.shortened and ran == [0, 1, 2]
+
+
+def test_calls_that_were_noted_in_vain_are_not_made(monkeypatch):
+    known = upper("llama", 1, FROM_THE_START)
+    noting = Note.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(Note, "forward", lambda self, *args, **named: (noting(self, *args, **named), 1 // 0)[0])
+        with pytest.raises(ZeroDivisionError):
+            upper("llama", 1, FROM_THE_START)
+    again, delta = upper("llama", 1, FROM_THE_START), random_delta()
+    assert len(again._calls) == len(known._calls) == models.LAYERS - 2
+    assert torch.equal(again.run(at_first(delta)), known.run(at_first(delta)))
 
 
 def test_a_shortened_pass_runs_only_the_blocks_above(monkeypatch):
