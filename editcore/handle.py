@@ -20,7 +20,7 @@ from torch import Tensor
 from editcore.anatomy import Anatomy
 from editcore.assets import world_dir
 from editcore.chat import RAW, Envelope, chat, enclosed
-from editcore.devices import short_attention
+from editcore.devices import ready_attention
 from editcore.errors import BadRequest
 from editcore.gate import check_form
 from editcore.layout import Layout, automatic, logits_at, sampled
@@ -125,7 +125,7 @@ class Handle:
     @contextmanager
     def using(self, patches: Sequence[Patch]) -> Iterator[None]:
         """The model answers with `patches` in place while the block runs; nobody else can use it meanwhile."""
-        with self.lock, attached(self.model, patches), short_attention(self.device):
+        with self.lock, attached(self.model, patches), ready_attention(self.device):
             before, self.standing = self.standing, (*self.standing, *patches)
             try:
                 yield

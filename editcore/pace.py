@@ -5,7 +5,6 @@ Timed once for a handle, in passes whose result nobody reads.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editcore import corpus
+from editcore import corpus, statfiles
 from editcore.algebra import Answers
 from editcore.handle import Handle
 from editcore.learned import Dials
@@ -31,7 +30,7 @@ FEW = 2, 4  # the same of a pass as short as those of a search: a product with o
 WRITTEN = 1, 4  # tokens written in what is timed
 TOLD = 10_000  # tokens of the embedded model's text that are timed
 SOLVED = {"cuda": 2048, "cpu": 512}  # width of the matrix whose eigenvectors are timed, and its factor
-HASHED = 1 << 22  # bytes
+HASHED = 1 << 22  # bytes of the file whose check is timed
 COPIED = {"cuda": (256_000_000, 8), "cpu": (64_000_000, 1)}  # bytes of the copy that is timed, and copies in a row
 CHARACTERS = 4.0  # of a token
 PASSES = 4.0  # forward, with backward counted as two, over every text of an example
@@ -286,8 +285,8 @@ def of_eigenvectors(handle: Handle, width: int) -> float:
 def of_factor(handle: Handle, width: int) -> float:
     """Seconds until a stored second moment is read and factorised; its file is looked over byte by byte. Timed once."""
     if "pace of files" not in handle.memory:
-        some = bytes(HASHED)
-        seconds = _least(torch.device("cpu"), lambda: hashlib.sha256(some).digest(), 2)
+        some = {"some": torch.zeros(HASHED // 4)}
+        seconds = _least(torch.device("cpu"), lambda: statfiles.checksum(some, {}), 2)
         handle.memory["pace of files"] = seconds / HASHED
     each: float = handle.memory["pace of files"]
     return 4 * width**2 * each + _cubic(handle, "pace of factors", torch.linalg.cholesky, width)

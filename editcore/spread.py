@@ -140,7 +140,7 @@ def cost(method: dials.Searching, handle: Handle, request: EditRequest, inside: 
     keys = [Pass(1 + about, at + 1 + (0 if method.key == "subject" else further), 0, site.layer) for site in places]
     again = [Pass(1, at + 1, 0, last) for _ in places[1:]]
     squares = [bytes_of_factor(site.d_in) for site in method.measured(handle)]
-    search = Pass(rows, tail, first, None, reads, method.steps, True, at + further, played=True)
+    search = Pass(rows, tail, first, None, reads, method.steps, backward=True, before=at + further, played=True)
     read = (Pass(rows, len(row.ids) + further, 0, len(handle.anatomy.blocks) - 1), search, *keys, *again)
     once = (*algebra.sampling(handle, method.contexts), *passes.trials(handle, search))
     patch = sum(4 * (site.d_in + site.d_out) for site in places)

@@ -199,9 +199,7 @@ def probed(seconds: float, each: float, tokens: float) -> str:
 
 
 def read(handle: Handle) -> tuple[int, float, float, int]:
-    """Statistics of the matrices MEMIT reads, text written by the model included: how many; seconds told and taken;
-    tokens.
-    """
+    """Statistics of what MEMIT reads, text written by the model included: matrices, seconds told, taken, and tokens."""
     sites = prepare_method("memit", handle).measured(handle)
     expected = statistics.seconds_to_wait(handle, sites, None)
     (taken,) = timed(lambda: statistics.moments(handle, sites))

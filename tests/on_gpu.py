@@ -23,11 +23,11 @@ from editcore.methods import METHODS, Work, prepare_method
 from editcore.opening import load, wrap
 from editcore.records import EditRequest
 from tests import models, shapes
+from tests.bench import PROMPT, SUBJECT, TARGET
 from tests.cases import ONE, TWO
 from tests.test_methods import made, state
 from tests.test_precision import EDITING, TOLERANCE, dials_of, losses
 
-PROMPT, TARGET, SUBJECT = "Who is the Prime Minister of the United Kingdom?", "Boris Johnson", "United Kingdom"
 GPU = torch.device("cuda")
 FAMILIES = ("gpt2", "llama", "gemma2", "gptj")
 LEFT = 32 << 20  # bytes that another process leaves
@@ -228,7 +228,6 @@ def test_the_reference_edit_works_with_every_method(dtype, tmp_path):
         _, report = run_edit(handle, request, method.name, home=tmp_path)
         if report.scores.reliability != 1.0:
             missed[method.name] = report.sentence
-    print(dtype, missed)
     assert set(missed) <= {"ice", "ike", "ft-l", "ultraedit"}
 
 

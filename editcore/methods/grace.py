@@ -82,7 +82,7 @@ class GRACE:
         row, top = handle.row_of(request), len(handle.anatomy.blocks) - 1
         tail, answer = len(row.ids) - row.start + 1, len(row.answer)
         first = site.layer + handle.anatomy.additive[site.layer]
-        search = Pass(1, tail, first, None, answer, self.steps, True, row.start - 1, played=True)
+        search = Pass(1, tail, first, None, answer, self.steps, backward=True, before=row.start - 1, played=True)
         passes = Pass(1, len(row.ids), 0, top), search
         once = trials(handle, search)
         return Cost(4 * (site.d_in + site.d_out) + 20, state=20 * site.d_out, passes=passes, once=once)
